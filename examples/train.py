@@ -1,0 +1,168 @@
+"""
+Align a protein language model with structures.
+
+    accelerate launch examples/train.py                                # quickstart: synthetic folds, small model, CPU
+    accelerate launch examples/train.py --structures DIR --pgnn mc_gearnet_edge.pth \
+        --model_name_or_path facebook/esm2_t6_8M_UR50D --output_dir outputs/saesm2_8m
+    accelerate launch examples/train.py config.yaml --learning_rate 5e-4     # options from a file, some overridden
+
+The options are those of `StructureAlignmentTrainingArguments` and of the two classes below.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import yaml
+from transformers import AutoTokenizer, EsmConfig, HfArgumentParser, set_seed
+
+from structure_aligned import (
+    AutoModelForStructureAlignment,
+    DataCollatorForStructureAlignment,
+    EsmForStructureAlignment,
+    GearNetConfig,
+    GearNetModel,
+    StructureAlignmentTrainer,
+    StructureAlignmentTrainingArguments,
+    StructureDatasetBuilder,
+    embedding_dim,
+    esm2_tokenizer,
+    write_synthetic_folds,
+)
+
+
+QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = field(default=None, metadata={"help": "ESM2 to align; without it a fresh one."})
+    num_hidden_layers: int = field(default=6, metadata={"help": "Layers of a fresh ESM2."})
+    hidden_size: int = field(default=320, metadata={"help": "Width of a fresh ESM2."})
+    num_attention_heads: int = field(default=20, metadata={"help": "Attention heads of a fresh ESM2."})
+    pgnn: str | None = field(default=None, metadata={"help": "GearNet folder, or .pth as torchdrug saves it."})
+    pgnn_dim: int = field(default=128, metadata={"help": "Width of the untrained GearNet used without --pgnn."})
+
+
+@dataclass
+class DataArguments:
+    structures: str | None = field(default=None, metadata={"help": "Structure files: folder or glob."})
+    validation_structures: str | None = field(default=None, metadata={"help": "The same, for validation."})
+    validation_fraction: float = field(default=0.05, metadata={"help": "Held out at random without the latter."})
+    dataset: str | None = field(default=None, metadata={"help": "Folder written by examples/prepare.py."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Of datasets and features."})
+    num_proc: int = field(default=1, metadata={"help": "Processes that read structures."})
+    on_error: str = field(default="skip", metadata={"help": "Unreadable files: skip (and report) or raise."})
+    max_length: int = field(default=2048, metadata={"help": "Tokens per protein; longer ones are cropped."})
+    num_synthetic: int = field(default=400, metadata={"help": "Synthetic folds to train on without --structures."})
+
+
+def parse_arguments(argv: list[str]) -> tuple:
+    parser = HfArgumentParser([ModelArguments, DataArguments, StructureAlignmentTrainingArguments])
+    parser.set_defaults(eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True)
+    parser.set_defaults(metric_for_best_model="eval_loss", output_dir="outputs/aligned", logging_steps=10)
+    path = QUICKSTART
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        path, argv = Path(argv[0]), argv[1:]
+    elif any(option.split("=")[0] in ("--structures", "--dataset") for option in argv):
+        path = None
+    if path is not None:
+        options = yaml.safe_load(path.read_text()) or {}
+        if unknown := sorted(set(options) - {action.dest for action in parser._actions}):
+            raise ValueError(f"{path} has unknown options {unknown}; `--help` lists the known ones.")
+        parser.set_defaults(**options)
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_pgnn(args: ModelArguments) -> GearNetModel:
+    if args.pgnn is None:
+        print("No --pgnn given: an UNTRAINED GearNet is used. Its embeddings only reflect local geometry.")
+        torch.manual_seed(0)
+        return GearNetModel(GearNetConfig(hidden_dims=[args.pgnn_dim] * 3)).eval()
+    return GearNetModel.from_pretrained(args.pgnn) if Path(args.pgnn).is_dir() else GearNetModel.from_torchdrug(args.pgnn)
+
+
+def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path, seed: int) -> datasets.DatasetDict:
+    if args.dataset is not None:
+        return datasets.load_from_disk(args.dataset)
+    if args.structures is None:
+        structures = {}
+        for split, count in (("train", args.num_synthetic), ("validation", max(8, args.num_synthetic // 5))):
+            structures[split] = output_dir / "synthetic_folds" / split
+            write_synthetic_folds(structures[split], count, seed=0 if split == "train" else 1)
+    else:
+        structures = {"train": args.structures}
+        if args.validation_structures is not None:
+            structures["validation"] = args.validation_structures
+    builder = StructureDatasetBuilder(structures, load_pgnn(model_args), args.cache_dir, on_error=args.on_error)
+    builder.download_and_prepare(num_proc=args.num_proc)
+    data = builder.as_dataset()
+    if "validation" not in data:
+        halves = data["train"].train_test_split(args.validation_fraction, seed=seed)
+        data = datasets.DatasetDict(train=halves["train"], validation=halves["test"])
+    return data
+
+
+def load_model(args: ModelArguments, structure_dim: int) -> tuple:
+    heads = {"structure_dim": structure_dim}
+    if args.model_name_or_path is not None:
+        model = AutoModelForStructureAlignment.from_pretrained(args.model_name_or_path, structure_alignment=heads)
+        return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
+    tokenizer = esm2_tokenizer()
+    config = EsmConfig(
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        num_hidden_layers=args.num_hidden_layers,
+        hidden_size=args.hidden_size,
+        intermediate_size=4 * args.hidden_size,
+        num_attention_heads=args.num_attention_heads,
+        max_position_embeddings=1026,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        structure_alignment=heads,
+    )
+    return EsmForStructureAlignment(config), tokenizer
+
+
+def print_table(before: dict, after: dict, validation: datasets.Dataset) -> None:
+    valid = (np.array(row["structure_tokens"])[row["structure_token_mask"]] for row in validation)
+    tokens = np.bincount(np.concatenate(list(valid)), minlength=20)
+    guess = {"token_accuracy": tokens.max() / tokens.sum(), "retrieval_at_1": after["eval_retrieval_chance"]}
+    print(f"\n| validation | before | after | guessing |\n|---|---|---|---|\n{'':-<0}", end="")
+    for name in ("loss", "mlm_loss", "token_loss", "seq_to_struct_loss", "struct_to_seq_loss", *guess):
+        chance = f"{guess[name]:.4f}" if name in guess else ""
+        print(f"| {name} | {before[f'eval_{name}']:.4f} | {after[f'eval_{name}']:.4f} | {chance} |")
+
+
+def main() -> None:
+    model_args, data_args, training_args = parse_arguments(sys.argv[1:])
+    set_seed(training_args.seed)
+    with training_args.main_process_first(desc="building the dataset"):
+        data = load_data(model_args, data_args, Path(training_args.output_dir), training_args.seed)
+    model, tokenizer = load_model(model_args, embedding_dim(data["train"]))
+    trainer = StructureAlignmentTrainer(
+        model,
+        training_args,
+        DataCollatorForStructureAlignment(tokenizer, max_length=data_args.max_length, seed=training_args.seed),
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+    )
+    before = trainer.evaluate()
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    after = trainer.evaluate()
+    trainer.save_model()
+    trainer.save_metrics("eval", after)
+    if trainer.is_world_process_zero():
+        print_table(before, after, data["validation"])
+        print(f"\nSaved {training_args.output_dir}: AutoModel.from_pretrained loads it without structure_aligned.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""
+Protein language models that know structure: ESM2 trunks post-trained with the latent and physical structure tasks.
+
+Public names are imported on first use (PEP 562), so that `import structure_aligned` takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "structure.chain": ["ProteinChain"],
+    "structure.io": ["read_chains", "write_mmcif"],
+    "structure.tokens": ["STRUCTURE_ALPHABET_3DI", "encode_3di", "structure_tokens_to_string"],
+    "structure.graph": ["residue_graph"],
+    "structure.synthetic": ["synthetic_chain", "synthetic_chains", "write_synthetic_folds"],
+    "models.configuration": ["GearNetConfig"],
+    "models.gearnet": ["GearNetModel"],
+    "models.heads": ["StructureAlignmentOutput", "StructureAlignmentSettings"],
+    "models.alignment": ["AutoModelForStructureAlignment", "EsmForStructureAlignment", "compute_residue_losses"],
+    "models.tokenization": ["esm2_tokenizer"],
+    "objectives.losses": ["LossWeights", "ResidueLosses", "combine_losses", "residue_contrastive_losses"],
+    "objectives.selection": ["select_residues"],
+    "data.builder": ["StructureDatasetBuilder", "dataset_pgnn", "embedding_dim"],
+    "data.features": ["decode_embedding"],
+    "data.collator": ["DataCollatorForStructureAlignment"],
+    "training.arguments": ["StructureAlignmentTrainingArguments"],
+    "training.trainer": ["StructureAlignmentTrainer"],
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
+
+
+if TYPE_CHECKING:
+    from .data.builder import StructureDatasetBuilder, dataset_pgnn, embedding_dim
+    from .data.collator import DataCollatorForStructureAlignment
+    from .data.features import decode_embedding
+    from .models.alignment import AutoModelForStructureAlignment, EsmForStructureAlignment, compute_residue_losses
+    from .models.configuration import GearNetConfig
+    from .models.gearnet import GearNetModel
+    from .models.heads import StructureAlignmentOutput, StructureAlignmentSettings
+    from .models.tokenization import esm2_tokenizer
+    from .objectives.losses import LossWeights, ResidueLosses, combine_losses, residue_contrastive_losses
+    from .objectives.selection import select_residues
+    from .structure.chain import ProteinChain
+    from .structure.graph import residue_graph
+    from .structure.io import read_chains, write_mmcif
+    from .structure.synthetic import synthetic_chain, synthetic_chains, write_synthetic_folds
+    from .structure.tokens import STRUCTURE_ALPHABET_3DI, encode_3di, structure_tokens_to_string
+    from .training.arguments import StructureAlignmentTrainingArguments
+    from .training.trainer import StructureAlignmentTrainer

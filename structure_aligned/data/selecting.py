@@ -1,0 +1,130 @@
+"""Which structure files a build takes, and which of their chains."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .features import ChainRecord
+
+
+STRUCTURE_SUFFIXES = tuple(suffix + packed for suffix in (".pdb", ".ent", ".cif", ".mmcif") for packed in ("", ".gz"))
+CHAIN_CHOICES = ("all", "first", "longest")
+
+
+def resolve_structures(structures: Any) -> list[Path]:
+    """
+    Files meant by a path, a folder (searched recursively), a glob or a list of these: sorted, each once.
+
+    Raises:
+        `FileNotFoundError`: Where a path or glob matches nothing.
+        `ValueError`: Where a folder holds no structure file.
+    """
+    if isinstance(structures, (str, os.PathLike)):
+        structures = [structures]
+    found: set[Path] = set()
+    for item in structures:
+        path = Path(item)
+        if path.is_dir():
+            inside = {file for file in path.rglob("*") if file.name.lower().endswith(STRUCTURE_SUFFIXES)}
+            if not inside:
+                raise ValueError(f"{path} holds no structure file; expected some of {', '.join(STRUCTURE_SUFFIXES)}.")
+            found |= inside
+        elif path.exists():
+            found.add(path)
+        else:
+            matches = {Path(match) for match in glob.glob(str(item), recursive=True) if os.path.isfile(match)}
+            if not matches:
+                raise FileNotFoundError(
+                    f"{item} is neither a file nor a folder, and as a glob it matches no file. Check the path."
+                )
+            found |= matches
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class ChainFilter:
+    """
+    Conditions that a chain must meet; see [`StructureDatasetBuilder`] for their meaning. What an entry does not state
+    does not meet a bound: no resolution is not a good resolution.
+    """
+
+    max_resolution: float | None = None
+    max_r_free: float | None = None
+    methods: tuple[str, ...] | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    chains: str | tuple[str, ...] = "all"
+    drop_duplicates: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.chains, str) and self.chains not in CHAIN_CHOICES:
+            raise ValueError(
+                f"chains is {self.chains!r}; choose {', '.join(map(repr, CHAIN_CHOICES))}, or give a list of ids such "
+                "as ['1abc_A']."
+            )
+        for name in ("methods", "chains"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.methods, str):
+            object.__setattr__(self, "methods", (self.methods,))
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        return tuple(item.name for item in fields(cls))
+
+    def apply(self, records: list[ChainRecord]) -> tuple[list[ChainRecord], list[dict[str, str]]]:
+        """
+        Returns:
+            The records that meet the conditions, in order, and `{"source", "reason"}` of each that does not.
+        """
+        chosen = self._chosen_ids(records)
+        kept, dropped, sequences = [], [], set()
+        for record in records:
+            reason = self._reason(record)
+            if reason is None and chosen is not None and (record.path, record.index) not in chosen:
+                reason = f"chain choice: not taken by chains={self.chains if isinstance(self.chains, str) else 'list'}"
+            if reason is None and self.drop_duplicates and record.sequence in sequences:
+                reason = "duplicate sequence: an earlier chain has it"
+            if reason is None:
+                sequences.add(record.sequence)
+                kept.append(record)
+            else:
+                dropped.append({"source": record.id, "reason": reason})
+        return kept, dropped
+
+    def _reason(self, record: ChainRecord) -> str | None:
+        for name, unit, bound in (("resolution", " Å", self.max_resolution), ("r_free", "", self.max_r_free)):
+            value = getattr(record, name)
+            if bound is not None and value is None:
+                return f"{name}: not stated, and at most {bound}{unit} was asked for"
+            if bound is not None and value > bound:
+                return f"{name}: {value:g}{unit} is more than {bound}{unit}"
+        if self.methods is not None and record.method not in {method.upper() for method in self.methods}:
+            return f"method: {record.method} is none of {', '.join(self.methods)}"
+        if self.min_length is not None and len(record) < self.min_length:
+            return f"length: {len(record)} is less than {self.min_length}"
+        if self.max_length is not None and len(record) > self.max_length:
+            return f"length: {len(record)} is more than {self.max_length}"
+        return None
+
+    def _chosen_ids(self, records: list[ChainRecord]) -> set[tuple[str, int]] | None:
+        if self.chains == "all":
+            return None
+        if not isinstance(self.chains, str):
+            wanted = set(self.chains)
+            return {(record.path, record.index) for record in records if record.id in wanted}
+        # The choice is among the chains that pass the other conditions, so that a good chain is never lost to a
+        # longer one that is dropped anyway.
+        best: dict[str, ChainRecord] = {}
+        for record in records:
+            if self._reason(record) is not None:
+                continue
+            current = best.get(record.path)
+            if current is None or (self.chains == "longest" and len(record) > len(current)):
+                best[record.path] = record
+        return {(record.path, record.index) for record in best.values()}

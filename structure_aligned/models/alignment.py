@@ -1,0 +1,216 @@
+"""Protein language models with the alignment heads. What they save stays a checkpoint of the trunk's own family."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from transformers import EsmConfig, EsmForMaskedLM, PreTrainedConfig
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from ..objectives.losses import (
+    LossWeights,
+    ResidueLosses,
+    combine_losses,
+    labelled_cross_entropy,
+    residue_contrastive_losses,
+)
+from .heads import StructureAlignmentHeads, StructureAlignmentOutput, StructureAlignmentSettings
+
+
+def compute_residue_losses(
+    outputs: StructureAlignmentOutput,
+    labels: torch.Tensor | None = None,
+    structure_labels: torch.Tensor | None = None,
+    residue_mask: torch.Tensor | None = None,
+) -> ResidueLosses:
+    """
+    Unreduced losses of every task whose labels are given.
+
+    Args:
+        outputs ([`StructureAlignmentOutput`]): With `structure_projection` where the latent task is wanted.
+        labels, structure_labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): −100 elsewhere.
+        residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Residues of the latent task.
+    """
+    losses = ResidueLosses()
+    if labels is not None:
+        losses.mlm = labelled_cross_entropy(outputs.logits, labels)
+    if structure_labels is not None:
+        losses.token = labelled_cross_entropy(outputs.structure_logits, structure_labels)
+    if outputs.structure_projection is not None:
+        if residue_mask is None:
+            raise ValueError(
+                "structure_embeddings came without residue_mask; pass the (batch_size, length) mask of the positions "
+                "that hold a residue with an embedding, as DataCollatorForStructureAlignment does."
+            )
+        residue_mask = residue_mask.bool()
+        losses.seq_to_struct, losses.struct_to_seq = residue_contrastive_losses(
+            outputs.sequence_projection[residue_mask],
+            outputs.structure_projection[residue_mask],
+            outputs.logit_scale.exp(),
+        )
+    return losses
+
+
+class StructureAlignmentMixin:
+    """What the alignment classes of all trunks share. Goes before the trunk's masked-LM class."""
+
+    _trunk_name: str  # attribute that holds the encoder with `last_hidden_state`
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        structure_alignment: dict | None = None,
+        **kwargs: Any,
+    ) -> StructureAlignmentMixin:
+        """
+        As in Transformers, from an aligned checkpoint or from a plain trunk, whose heads are then fresh.
+
+        Args:
+            structure_alignment (`dict`, *optional*): Fields of [`StructureAlignmentSettings`] that replace the
+                checkpoint's, such as `{"structure_dim": 128}` for a pGNN of that width.
+        """
+        if structure_alignment is not None:
+            config = kwargs.pop("config", None)
+            if config is None:
+                hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+                options = {name: kwargs[name] for name in hub_options if name in kwargs}
+                config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **options)
+            config = copy.deepcopy(config)
+            config.structure_alignment = {**(getattr(config, "structure_alignment", None) or {}), **structure_alignment}
+            kwargs["config"] = config
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def _add_alignment_heads(self, config: PreTrainedConfig) -> None:
+        settings = StructureAlignmentSettings.from_config(config)
+        config.structure_alignment = settings.to_dict()
+        self.alignment = StructureAlignmentHeads(config.hidden_size, settings)
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        # Children come before their parents here, so the heads' Linears get the trunk's initialisation first and
+        # keep the one of `initialize`.
+        if isinstance(module, StructureAlignmentHeads):
+            module.initialize()
+        else:
+            super()._init_weights(module)
+
+    def _align(
+        self,
+        logits: torch.Tensor,
+        last_hidden_state: torch.Tensor,
+        labels: torch.Tensor | None,
+        structure_labels: torch.Tensor | None,
+        structure_embeddings: torch.Tensor | None,
+        residue_mask: torch.Tensor | None,
+        **recorded: Any,
+    ) -> StructureAlignmentOutput:
+        """Heads and loss on top of a trunk's logits and last hidden state."""
+        self._check_residue_inputs(
+            last_hidden_state,
+            labels=labels,
+            structure_labels=structure_labels,
+            structure_embeddings=structure_embeddings,
+            residue_mask=residue_mask,
+        )
+        if structure_embeddings is not None and residue_mask is not None:
+            # A NaN that is masked later still makes NaN gradients: 0 · NaN in the projection's backward.
+            structure_embeddings = structure_embeddings.masked_fill(~residue_mask.bool().unsqueeze(-1), 0.0)
+        token_logits, sequence_projection, structure_projection, logit_scale = self.alignment(
+            last_hidden_state, structure_embeddings
+        )
+        outputs = StructureAlignmentOutput(
+            logits=logits,
+            structure_logits=token_logits,
+            sequence_projection=sequence_projection,
+            structure_projection=structure_projection,
+            logit_scale=logit_scale,
+            **recorded,
+        )
+        # residue_mask without embeddings is what a Trainer passes along at inference; it is no label by itself.
+        if labels is not None or structure_labels is not None or residue_mask is not None:
+            losses = compute_residue_losses(outputs, labels, structure_labels, residue_mask)
+            if losses.items():
+                weights = LossWeights(*self.config.structure_alignment["loss_weights"])
+                outputs.loss, _ = combine_losses(losses, weights)
+        return outputs
+
+    @staticmethod
+    def _check_residue_inputs(last_hidden_state: torch.Tensor, **inputs: torch.Tensor | None) -> None:
+        for name, value in inputs.items():
+            if value is not None and value.shape[:2] != last_hidden_state.shape[:2]:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)} but input_ids have "
+                    f"{tuple(last_hidden_state.shape[:2])}; residue-level inputs must be aligned with input_ids, "
+                    "special tokens and padding included (-100 or False there)."
+                )
+
+
+class EsmForStructureAlignment(StructureAlignmentMixin, EsmForMaskedLM):
+    """
+    ESM2 with the masked-LM head and the alignment heads.
+
+    Its folders are ESM2 checkpoints: `AutoModel` and `AutoModelForMaskedLM` load them without this package and only
+    report the extra `alignment.*` weights.
+    """
+
+    def __init__(self, config: EsmConfig) -> None:
+        super().__init__(config)
+        self._add_alignment_heads(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        structure_labels: torch.LongTensor | None = None,
+        structure_embeddings: torch.Tensor | None = None,
+        residue_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> StructureAlignmentOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, length)`): Tokens, usually with masked residues.
+            attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 1 for tokens, 0 for padding.
+            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): Residue token at masked
+                positions, −100 elsewhere.
+            structure_labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): 3Di token, −100 where
+                there is none.
+            structure_embeddings (`torch.Tensor` of shape `(batch_size, length, structure_dim)`, *optional*): The
+                frozen pGNN's.
+            residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Positions whose
+                `structure_embeddings` count.
+        """
+        return_dict = kwargs.pop("return_dict", None)
+        outputs = self.esm(input_ids, attention_mask=attention_mask, **kwargs)
+        aligned = self._align(
+            self.lm_head(outputs.last_hidden_state),
+            outputs.last_hidden_state,
+            labels,
+            structure_labels,
+            structure_embeddings,
+            residue_mask,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return aligned if return_dict else aligned.to_tuple()
+
+
+# A mapping of its own: registering EsmConfig with AutoModelForMaskedLM would take over every ESM checkpoint.
+MODEL_FOR_STRUCTURE_ALIGNMENT_MAPPING = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForStructureAlignment(_BaseAutoModelClass):
+    """The alignment class that fits a checkpoint's trunk, as `AutoModelForMaskedLM` finds its masked-LM class."""
+
+    _model_mapping = MODEL_FOR_STRUCTURE_ALIGNMENT_MAPPING
+
+
+AutoModelForStructureAlignment.register(EsmConfig, EsmForStructureAlignment, exist_ok=True)

@@ -1,0 +1,79 @@
+"""Training arguments with the paper's values as defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..objectives.losses import LossWeights
+from ..objectives.selection import KEEP_MODES, num_selected
+
+
+@dataclass
+class StructureAlignmentTrainingArguments(TrainingArguments):
+    """
+    [`TrainingArguments`] with the defaults of arXiv 2505.16896 and the options of the alignment objective.
+
+    Two of the paper's values belong to its hardware and are not defaults: 80 accumulation steps on 8 GPUs (its
+    effective batch of 5,120 proteins is larger than many datasets; `gradient_accumulation_steps`) and `bf16`.
+
+    Args:
+        head_learning_rate (`float`, *optional*, defaults to 1e-3): Peak learning rate of the alignment heads;
+            `learning_rate` is the trunk's.
+        mlm_weight, physical_weight, latent_weight (`float`, *optional*, default to 1.0, 0.5, 0.5): Of the tasks.
+        selection_ratio (`float`, *optional*): Fraction of residues whose structure losses are kept. By default 0.8
+            with a reference model and 1.0 without.
+        selection_keep (`str`, *optional*, defaults to `"largest"`): Excess losses to keep: `"largest"`, `"smallest"`
+            or `"all"`.
+    """
+
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Proteins per device and micro-batch."})
+    num_train_epochs: float = field(default=25.0, metadata={"help": "Total number of training epochs."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the trunk."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
+    warmup_steps: float = field(
+        default=2 / 25, metadata={"help": "Warm-up: steps, or below 1 a fraction of all steps (2 of 25 epochs)."}
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: the collator makes the model's inputs from the raw columns."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: parameters that get no gradient are frozen."}
+    )
+    head_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the alignment heads."})
+    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of masked language modelling."})
+    physical_weight: float = field(default=0.5, metadata={"help": "Weight of 3Di token prediction."})
+    latent_weight: float = field(default=0.5, metadata={"help": "Weight of the contrastive loss, both directions."})
+    selection_ratio: float | None = field(
+        default=None, metadata={"help": "Fraction of residues kept; by default 0.8 with a reference model, else 1.0."}
+    )
+    selection_keep: str = field(
+        default="largest", metadata={"help": "Which excess losses are kept: largest, smallest or all."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.mlm_weight, self.physical_weight, self.latent_weight) < 0:
+            raise ValueError(
+                f"The loss weights are {self.mlm_weight}, {self.physical_weight}, {self.latent_weight}; expected "
+                "numbers >= 0. A weight of 0 turns a task off."
+            )
+        if self.selection_keep not in KEEP_MODES:
+            raise ValueError(f"selection_keep is {self.selection_keep!r}; choose one of {', '.join(KEEP_MODES)}.")
+        if self.selection_ratio is not None:
+            num_selected(1, self.selection_ratio)  # says what is wrong with a ratio that is none
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be False: the collator needs the dataset's own columns.")
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"This process sees {self.n_gpu} GPUs and would use DataParallel, which cuts the contrastive loss into "
+                "pieces. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
+            )
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        return LossWeights(self.mlm_weight, self.physical_weight, self.latent_weight)

@@ -1,0 +1,323 @@
+"""A Trainer for the dual-task objective: residue selection, counts over ranks, component losses, retrieval."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..data.builder import dataset_pgnn, embedding_dim
+from ..models.alignment import compute_residue_losses
+from ..models.heads import StructureAlignmentOutput
+from ..objectives.losses import IGNORE_INDEX, ResidueLosses, combine_losses
+from ..objectives.selection import num_selected, select_residues
+from .arguments import StructureAlignmentTrainingArguments
+
+
+LOSS_NAMES = ResidueLosses.names()
+SELECTED_LOSSES = ("token", "seq_to_struct", "struct_to_seq")
+"""The losses that residues are selected for; masked language modelling never is."""
+
+# Columns of the per-protein tables that evaluation gathers: sums, each with the kind of residue it is taken over.
+_SUMS = {
+    "mlm": "mlm",
+    "token": "token",
+    "seq_to_struct": "aligned",
+    "struct_to_seq": "aligned",
+    "token_hits": "token",
+    "retrieval_hits": "aligned",
+    "retrieval_chance": "aligned",
+}
+_KINDS = ("mlm", "token", "aligned")
+
+
+class StructureAlignmentTrainer(Trainer):
+    """
+    [`Trainer`] that aligns a protein language model with structures.
+
+    Each task's loss is divided by the number of its kept residues over all ranks and accumulated micro-batches, so
+    that with ratio 1.0 the MLM and token gradients do not depend on how proteins are cut into micro-batches.
+
+    Args:
+        model ([`EsmForStructureAlignment`] or another alignment class): Heads that were aligned with another pGNN
+            than the datasets' are refused.
+        args ([`StructureAlignmentTrainingArguments`]): The options.
+        data_collator ([`DataCollatorForStructureAlignment`]): Makes the batches; evaluation uses a copy with fixed
+            masks.
+        kwargs (`Any`): As for [`Trainer`].
+    """
+
+    # compute_loss divides by the counts of the whole accumulated batch.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, model: nn.Module, args: StructureAlignmentTrainingArguments, data_collator: Any, **kwargs: Any
+    ) -> None:
+        if not isinstance(args, StructureAlignmentTrainingArguments):
+            raise TypeError(f"args is a {type(args).__name__}; expected StructureAlignmentTrainingArguments.")
+        super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        if self.compute_metrics is None:
+            self.compute_metrics = evaluation_metrics(args)
+        weights = args.loss_weights
+        self._settings["loss_weights"] = [weights.mlm, weights.physical, weights.latent]
+        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        for dataset in (self.train_dataset, *datasets):
+            self._check_dataset(dataset)
+        for name, parameter in model.named_parameters():
+            # Contacts are no task here: without a gradient the head would stop DDP, and it must stay as it was.
+            if "contact_head" in name:
+                parameter.requires_grad_(False)
+        self.add_callback(_SetCollatorEpoch(data_collator))
+        self._running = torch.zeros(2 * len(LOSS_NAMES) + 1, dtype=torch.float64, device=args.device)
+        self._clock, self._paused = time.perf_counter(), 0.0
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return self.model.config.structure_alignment
+
+    @property
+    def selection_ratio(self) -> float:
+        """Fraction of residues that keep their structure losses."""
+        return 1.0 if self.args.selection_ratio is None else self.args.selection_ratio
+
+    def _check_dataset(self, dataset: Any) -> None:
+        """Embeddings must come from the pGNN that the heads know; heads that know none take the dataset's."""
+        if dataset is None or "pgnn" not in (getattr(dataset, "column_names", None) or ()):
+            return
+        found, expected = dataset_pgnn(dataset), self._settings["pgnn"]
+        if expected is not None and found != expected:
+            raise ValueError(
+                f"The dataset's embeddings come from the pGNN {found} but the model was aligned with {expected}. Build "
+                "the dataset with that pGNN, or start from the trunk, with fresh heads."
+            )
+        width = embedding_dim(dataset)
+        if width != self._settings["structure_dim"]:
+            raise ValueError(
+                f"The dataset's embeddings are {width} wide but the model's heads expect "
+                f"{self._settings['structure_dim']}; load it with structure_alignment={{'structure_dim': {width}}}."
+            )
+        self._settings["pgnn"] = found
+
+    # Optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer with the alignment heads in groups of their own learning rate."""
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        named = (self.model if model is None else model).named_parameters()
+        heads = {id(parameter) for name, parameter in named if "alignment." in name}
+        for group in list(optimizer.param_groups):
+            own = [parameter for parameter in group["params"] if id(parameter) in heads]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
+            if own:
+                optimizer.add_param_group({**group, "params": own, "lr": self.args.head_learning_rate})
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The Trainer's, without `logit_scale`: decay would pull the temperature towards 1."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("logit_scale")]
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor:
+        """
+        Number of residues that each loss will keep in all micro-batches of all ranks, of shape `(len(LOSS_NAMES),)`.
+
+        Known before the forward passes: selection keeps a fixed fraction of the labelled residues.
+        """
+        counts = torch.zeros(len(LOSS_NAMES), dtype=torch.float64, device=device)
+        for batch in batch_samples:
+            counts += self._kept_counts(batch).to(device)
+        return self.accelerator.reduce(counts, reduction="sum")
+
+    def _kept_counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        available = [(batch["labels"] != IGNORE_INDEX).sum(), (batch["structure_labels"] != IGNORE_INDEX).sum()]
+        aligned = batch["residue_mask"].sum() if "residue_mask" in batch else torch.zeros_like(available[0])
+        counts = torch.stack([*available, aligned, aligned]).double()
+        if self.args.selection_keep == "all":
+            return counts
+        # int(ratio · N) and at least one, as num_selected, without asking the device for N.
+        kept = torch.floor(counts * self.selection_ratio).clamp(min=1).minimum(counts)
+        selected = torch.tensor([name in SELECTED_LOSSES for name in LOSS_NAMES], device=counts.device)
+        return torch.where(selected, kept, counts)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, StructureAlignmentOutput]:
+        """
+        Selected, weighted total of a micro-batch, scaled so that gradients averaged over ranks add up to the
+        gradient of the whole batch.
+        """
+        outputs = self._forward(model, inputs)
+        losses = self._residue_losses(outputs, inputs)
+        kept = {
+            name: select_residues(values.detach(), ratio=self.selection_ratio, keep=self.args.selection_keep)
+            for name, values in losses.items()
+            if name in SELECTED_LOSSES
+        }
+        counts = self._kept_counts(inputs) if num_items_in_batch is None else num_items_in_batch
+        total, sums = combine_losses(losses, self.args.loss_weights, kept, dict(zip(LOSS_NAMES, counts)))
+        if model.training:
+            self._record(sums, kept, losses, inputs)
+        if num_items_in_batch is not None:
+            total = total * self.accelerator.num_processes
+        total = total.to(outputs.logits.dtype if outputs.logits.dtype == torch.float64 else torch.float32)
+        return (total, outputs) if return_outputs else total
+
+    @staticmethod
+    def _forward(model: nn.Module, inputs: dict[str, torch.Tensor]) -> StructureAlignmentOutput:
+        # Without labels: the unselected loss that the model would compute is not needed.
+        names = ("input_ids", "attention_mask", "structure_embeddings")
+        return model(**{name: inputs[name] for name in names if name in inputs})
+
+    @staticmethod
+    def _residue_losses(outputs: StructureAlignmentOutput, inputs: dict[str, torch.Tensor]) -> ResidueLosses:
+        return compute_residue_losses(
+            outputs, inputs["labels"], inputs["structure_labels"], inputs.get("residue_mask")
+        )
+
+    # Logging
+
+    def _record(
+        self,
+        sums: dict[str, torch.Tensor],
+        kept: dict[str, torch.Tensor],
+        losses: ResidueLosses,
+        inputs: dict[str, torch.Tensor],
+    ) -> None:
+        """Add to the sums on the device; `log` fetches them, so that no step waits for a number to print."""
+        num_kept = {name: num_selected(len(values), 1.0) for name, values in losses.items()}
+        num_kept |= {
+            name: num_selected(len(mask), self.selection_ratio, self.args.selection_keep) for name, mask in kept.items()
+        }
+        tokens = inputs["attention_mask"].sum()
+        residues = tokens - len(inputs["attention_mask"]) * getattr(self.data_collator, "num_special_tokens", 0)
+        zero = torch.zeros((), dtype=torch.float64, device=tokens.device)
+        values = [sums.get(name, zero).double() for name in LOSS_NAMES] + [zero + num_kept.get(name, 0) for name in LOSS_NAMES]
+        self._running += torch.stack([*values, residues.double()])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds mean component losses of kept residues and unpadded residues per second to the training logs."""
+        if "loss" in logs:
+            sums, counts, residues = np.split(
+                self.accelerator.reduce(self._running, reduction="sum").cpu().numpy(), [len(LOSS_NAMES), -1]
+            )
+            now = time.perf_counter()
+            logs |= {f"{name}_loss": s / c for name, s, c in zip(LOSS_NAMES, sums, counts) if c > 0}
+            logs["residues_per_second"] = residues.item() / max(now - self._clock - self._paused, 1e-9)
+            self._running.zero_()
+            self._clock, self._paused = now, 0.0
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        start = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        self._paused += time.perf_counter() - start
+        return metrics
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        with self._evaluation_collator():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        with self._evaluation_collator():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _evaluation_collator(self) -> Iterator[None]:
+        collator = self.data_collator
+        self.data_collator = collator.for_evaluation() if hasattr(collator, "for_evaluation") else collator
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    @torch.no_grad()
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """
+        Sums and counts per protein, of shapes `(batch_size, 7)` and `(batch_size, 3)`.
+
+        Per protein and not per batch, so that the Trainer's own gathering drops what padding the last batch of
+        several ranks repeats, and the metrics are exact means over residues.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            outputs = self._forward(model, inputs)
+            losses = self._residue_losses(outputs, inputs)
+        masks = {
+            "mlm": inputs["labels"] != IGNORE_INDEX,
+            "token": inputs["structure_labels"] != IGNORE_INDEX,
+            "aligned": torch.zeros_like(inputs["labels"], dtype=torch.bool),
+        }
+        values = dict(losses.items())
+        labels = inputs["structure_labels"][masks["token"]]
+        values["token_hits"] = outputs.structure_logits[masks["token"]].argmax(-1) == labels
+        if losses.seq_to_struct is not None:
+            masks["aligned"] = inputs["residue_mask"].bool()
+            nearest = outputs.sequence_projection[masks["aligned"]] @ outputs.structure_projection[masks["aligned"]].T
+            own = torch.arange(len(nearest), device=nearest.device)
+            values["retrieval_hits"] = nearest.argmax(dim=1) == own
+            values["retrieval_chance"] = torch.full_like(own, 1, dtype=torch.float64) / max(len(own), 1)
+
+        def per_protein(kind: str, values: torch.Tensor | None) -> torch.Tensor:
+            table = torch.zeros(masks[kind].shape, dtype=torch.float64, device=masks[kind].device)
+            if values is not None:
+                table[masks[kind]] = values.double()
+            return table.sum(dim=1)
+
+        sums = [per_protein(kind, values.get(name)) for name, kind in _SUMS.items()]
+        counts = [mask.sum(dim=1).double() for mask in masks.values()]
+        return None, torch.stack(sums, dim=1), torch.stack(counts, dim=1)
+
+
+def evaluation_metrics(args: StructureAlignmentTrainingArguments) -> Any:
+    """
+    `compute_metrics` for the tables of [`StructureAlignmentTrainer.prediction_step`]: means over residues.
+
+    `retrieval_at_1` is the fraction of residues whose own structure is nearest to them among all residues of their
+    evaluation batch; `retrieval_chance` is what guessing gives.
+    """
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        sums = dict(zip(_SUMS, np.asarray(prediction.predictions).sum(axis=0)))
+        counts = dict(zip(_KINDS, np.asarray(prediction.label_ids).sum(axis=0)))
+        means = {name: sums[name] / counts[kind] for name, kind in _SUMS.items() if counts[kind] > 0}
+        weights = args.loss_weights.per_loss()
+        metrics = {"loss": sum(weights[name] * means.get(name, 0.0) for name in LOSS_NAMES)}
+        shown = {name: f"{name}_loss" for name in LOSS_NAMES} | {"token_hits": "token_accuracy"}
+        shown |= {"retrieval_hits": "retrieval_at_1", "retrieval_chance": "retrieval_chance"}
+        metrics |= {shown[name]: mean for name, mean in means.items()}
+        return metrics
+
+    return compute
+
+
+class _SetCollatorEpoch(TrainerCallback):
+    """Tells the collator the epoch, before its batches are made; after resuming in mid-epoch too."""
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if hasattr(self.collator, "set_epoch"):
+            self.collator.set_epoch(int(state.epoch or 0))

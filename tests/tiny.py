@@ -1,0 +1,111 @@
+"""Tiny models, rows and pGNNs built in-process, for tests all over the package."""
+
+import numpy as np
+import torch
+from transformers import EsmConfig
+
+from structure_aligned.data.builder import FEATURES
+from structure_aligned.models.alignment import EsmForStructureAlignment
+from structure_aligned.structure.chain import ProteinChain
+
+
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+STRUCTURE_DIM = 24
+
+
+def esm_config(**changes) -> EsmConfig:
+    options = {
+        "vocab_size": 33,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 130,
+        "position_embedding_type": "rotary",
+        "token_dropout": True,
+        "mask_token_id": 32,
+        "pad_token_id": 1,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "structure_alignment": {"structure_dim": STRUCTURE_DIM},
+    }
+    return EsmConfig(**(options | changes))
+
+
+def esm_model(seed: int = 0, **changes) -> EsmForStructureAlignment:
+    torch.manual_seed(seed)
+    return EsmForStructureAlignment(esm_config(**changes)).eval()
+
+
+def row(index: int, length: int | None = None, pgnn: str = "tiny") -> dict:
+    """A dataset row with random content; the second residue has no CA, first and last no 3Di token."""
+    rng = np.random.default_rng(index)
+    length = length or int(rng.integers(12, 40))
+    embedding = rng.normal(size=(length, STRUCTURE_DIM)).astype(np.float16)
+    present = np.ones(length, dtype=bool)
+    present[1] = False
+    embedding[~present] = np.nan
+    token_mask = np.ones(length, dtype=bool)
+    token_mask[[0, -1]] = False
+    values = dict.fromkeys(FEATURES)
+    return values | {
+        "id": f"row{index}_A",
+        "sequence": "".join(rng.choice(list(AMINO_ACIDS), length)),
+        "length": length,
+        "structure_tokens": rng.integers(0, 20, length).astype(np.uint8),
+        "structure_token_mask": token_mask,
+        "structure_embedding": embedding.tobytes(),
+        "structure_embedding_shape": embedding.shape,
+        "structure_embedding_mask": present,
+        "b_factors": np.full(length, 20.0, dtype=np.float32),
+        "digest": str(index),
+        "pgnn": pgnn,
+    }
+
+
+def dataset(count: int, **options):
+    import datasets
+
+    return datasets.Dataset.from_list([row(index, **options) for index in range(count)], features=FEATURES)
+
+
+def chain(length: int = 30, seed: int = 0, entry_id: str = "tiny", **fields) -> ProteinChain:
+    """A random coil with about ideal CA distances; good enough for everything that only needs coordinates."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(length, 3))
+    ca = np.cumsum(3.8 * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
+    offsets = np.array([[-1.2, 0.7, 0.3], [0, 0, 0], [1.2, 0.8, -0.2], [1.4, 1.9, 0.3], [-0.3, -0.9, 1.2]])
+    return ProteinChain(
+        **{
+            "entry_id": entry_id,
+            "chain_id": "A",
+            "sequence": "".join(rng.choice(list(AMINO_ACIDS), length)),
+            "coords": (ca[:, None] + offsets).astype(np.float32),
+            "residue_numbers": tuple(str(number) for number in range(1, length + 1)),
+            "b_factors": np.full(length, 20.0, dtype=np.float32),
+        }
+        | fields
+    )
+
+
+class WindowGNN:
+    """A pGNN by contract only: `output_dim` and `embed_batch`. Counts what it is asked to embed."""
+
+    output_dim = STRUCTURE_DIM
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+        self.batches: list[list[str]] = []
+
+    def weights_digest(self) -> str:
+        return f"{self.scale:032.6f}"
+
+    def embed_batch(self, chains: list[ProteinChain]) -> list[torch.Tensor]:
+        self.batches.append([chain.id for chain in chains])
+        embeddings = []
+        for one in chains:
+            ca = torch.from_numpy(one.ca)
+            centred = self.scale * (ca - ca.nanmean(dim=0)) / 10
+            features = torch.cat([torch.sin(centred * k) for k in range(1, self.output_dim // 3 + 1)], dim=1)
+            embeddings.append(features[:, : self.output_dim])
+        return embeddings

@@ -1,0 +1,61 @@
+"""
+A small training run as a process of its own: `python -m tests.training.job OUT [options as JSON]`.
+
+Prints nothing; rank 0 saves the final parameters to OUT/parameters.safetensors. With `kill_at_step` the process kills
+itself, as a node that dies would end it.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from structure_aligned.data.collator import DataCollatorForStructureAlignment
+from structure_aligned.models.tokenization import esm2_tokenizer
+from structure_aligned.training.arguments import StructureAlignmentTrainingArguments
+from structure_aligned.training.trainer import StructureAlignmentTrainer
+from tests import tiny
+
+
+class KillAtStep(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(output, rows=18, kill_at_step=None, double=False, resume=False, without_structure=(), **options):
+    torch.set_num_threads(1)
+    model = tiny.esm_model()
+    model = model.double() if double else model
+    dataset = tiny.dataset(rows)
+    if without_structure:
+        masks = [[False] * len(m) if i in without_structure else m for i, m in enumerate(dataset["structure_embedding_mask"])]
+        dataset = dataset.remove_columns("structure_embedding_mask").add_column("structure_embedding_mask", masks)
+    tokenizer = esm2_tokenizer()
+    arguments = {"output_dir": str(output), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
+    trainer = StructureAlignmentTrainer(
+        model,
+        StructureAlignmentTrainingArguments(**(arguments | options)),
+        DataCollatorForStructureAlignment(tokenizer),
+        train_dataset=dataset,
+        eval_dataset=tiny.dataset(5),
+        callbacks=[KillAtStep(kill_at_step)] if kill_at_step else [],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    if trainer.is_world_process_zero():
+        save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, f"{output}/parameters.safetensors")
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        with open(f"{output}/metrics.json", "w") as file:
+            json.dump(metrics, file)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], **json.loads(sys.argv[2]))
