@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 import yaml
-from transformers import AutoTokenizer, EsmConfig, HfArgumentParser, set_seed
+from transformers import AutoTokenizer, HfArgumentParser, set_seed
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
@@ -28,8 +27,11 @@ from structure_aligned import (
     StructureAlignmentTrainer,
     StructureAlignmentTrainingArguments,
     StructureDatasetBuilder,
+    comparison_table,
     embedding_dim,
+    esm2_config,
     esm2_tokenizer,
+    load_pgnn,
     write_synthetic_folds,
 )
 
@@ -77,12 +79,12 @@ def parse_arguments(argv: list[str]) -> tuple:
     return parser.parse_args_into_dataclasses(argv)
 
 
-def load_pgnn(args: ModelArguments) -> GearNetModel:
-    if args.pgnn is None:
-        print("No --pgnn given: an UNTRAINED GearNet is used. Its embeddings only reflect local geometry.")
-        torch.manual_seed(0)
-        return GearNetModel(GearNetConfig(hidden_dims=[args.pgnn_dim] * 3)).eval()
-    return GearNetModel.from_pretrained(args.pgnn) if Path(args.pgnn).is_dir() else GearNetModel.from_torchdrug(args.pgnn)
+def make_pgnn(args: ModelArguments) -> GearNetModel:
+    if args.pgnn is not None:
+        return load_pgnn(args.pgnn, "cuda" if torch.cuda.is_available() else "cpu")
+    print("No --pgnn given: an UNTRAINED GearNet is used. Its embeddings only reflect local geometry.")
+    torch.manual_seed(0)
+    return GearNetModel(GearNetConfig(hidden_dims=[args.pgnn_dim] * 3)).eval()
 
 
 def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path, seed: int) -> datasets.DatasetDict:
@@ -97,7 +99,7 @@ def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path,
         structures = {"train": args.structures}
         if args.validation_structures is not None:
             structures["validation"] = args.validation_structures
-    builder = StructureDatasetBuilder(structures, load_pgnn(model_args), args.cache_dir, on_error=args.on_error)
+    builder = StructureDatasetBuilder(structures, make_pgnn(model_args), args.cache_dir, on_error=args.on_error)
     builder.download_and_prepare(num_proc=args.num_proc)
     data = builder.as_dataset()
     if "validation" not in data:
@@ -111,33 +113,8 @@ def load_model(args: ModelArguments, structure_dim: int) -> tuple:
     if args.model_name_or_path is not None:
         model = AutoModelForStructureAlignment.from_pretrained(args.model_name_or_path, structure_alignment=heads)
         return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
-    tokenizer = esm2_tokenizer()
-    config = EsmConfig(
-        vocab_size=len(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        num_hidden_layers=args.num_hidden_layers,
-        hidden_size=args.hidden_size,
-        intermediate_size=4 * args.hidden_size,
-        num_attention_heads=args.num_attention_heads,
-        max_position_embeddings=1026,
-        position_embedding_type="rotary",
-        token_dropout=True,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        structure_alignment=heads,
-    )
-    return EsmForStructureAlignment(config), tokenizer
-
-
-def print_table(before: dict, after: dict, validation: datasets.Dataset) -> None:
-    valid = (np.array(row["structure_tokens"])[row["structure_token_mask"]] for row in validation)
-    tokens = np.bincount(np.concatenate(list(valid)), minlength=20)
-    guess = {"token_accuracy": tokens.max() / tokens.sum(), "retrieval_at_1": after["eval_retrieval_chance"]}
-    print(f"\n| validation | before | after | guessing |\n|---|---|---|---|\n{'':-<0}", end="")
-    for name in ("loss", "mlm_loss", "token_loss", "seq_to_struct_loss", "struct_to_seq_loss", *guess):
-        chance = f"{guess[name]:.4f}" if name in guess else ""
-        print(f"| {name} | {before[f'eval_{name}']:.4f} | {after[f'eval_{name}']:.4f} | {chance} |")
+    config = esm2_config(args.num_hidden_layers, args.hidden_size, args.num_attention_heads, structure_alignment=heads)
+    return EsmForStructureAlignment(config), esm2_tokenizer()
 
 
 def main() -> None:
@@ -160,7 +137,7 @@ def main() -> None:
     trainer.save_model()
     trainer.save_metrics("eval", after)
     if trainer.is_world_process_zero():
-        print_table(before, after, data["validation"])
+        print("\n" + comparison_table(before, after, data["validation"]))
         print(f"\nSaved {training_args.output_dir}: AutoModel.from_pretrained loads it without structure_aligned.")
 
 

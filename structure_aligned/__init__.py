@@ -22,13 +22,15 @@ _PUBLIC = {
     "models.gearnet": ["GearNetModel"],
     "models.heads": ["StructureAlignmentOutput", "StructureAlignmentSettings"],
     "models.alignment": ["AutoModelForStructureAlignment", "EsmForStructureAlignment", "compute_residue_losses"],
-    "models.tokenization": ["esm2_tokenizer"],
+    "models.esm2": ["esm2_config", "esm2_tokenizer"],
+    "models.pgnn": ["load_pgnn"],
     "objectives.losses": ["LossWeights", "ResidueLosses", "combine_losses", "residue_contrastive_losses"],
     "objectives.selection": ["select_residues"],
     "data.builder": ["StructureDatasetBuilder", "dataset_pgnn", "embedding_dim"],
     "data.features": ["decode_embedding"],
     "data.collator": ["DataCollatorForStructureAlignment"],
     "training.arguments": ["StructureAlignmentTrainingArguments"],
+    "training.report": ["comparison_table", "majority_accuracy"],
     "training.trainer": ["StructureAlignmentTrainer"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -54,9 +56,10 @@ if TYPE_CHECKING:
     from .data.features import decode_embedding
     from .models.alignment import AutoModelForStructureAlignment, EsmForStructureAlignment, compute_residue_losses
     from .models.configuration import GearNetConfig
+    from .models.esm2 import esm2_config, esm2_tokenizer
     from .models.gearnet import GearNetModel
     from .models.heads import StructureAlignmentOutput, StructureAlignmentSettings
-    from .models.tokenization import esm2_tokenizer
+    from .models.pgnn import load_pgnn
     from .objectives.losses import LossWeights, ResidueLosses, combine_losses, residue_contrastive_losses
     from .objectives.selection import select_residues
     from .structure.chain import ProteinChain
@@ -65,4 +68,5 @@ if TYPE_CHECKING:
     from .structure.synthetic import synthetic_chain, synthetic_chains, write_synthetic_folds
     from .structure.tokens import STRUCTURE_ALPHABET_3DI, encode_3di, structure_tokens_to_string
     from .training.arguments import StructureAlignmentTrainingArguments
+    from .training.report import comparison_table, majority_accuracy
     from .training.trainer import StructureAlignmentTrainer

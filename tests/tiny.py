@@ -6,6 +6,7 @@ from transformers import EsmConfig
 
 from structure_aligned.data.builder import FEATURES
 from structure_aligned.models.alignment import EsmForStructureAlignment
+from structure_aligned.models.esm2 import esm2_config
 from structure_aligned.structure.chain import ProteinChain
 
 
@@ -14,22 +15,8 @@ STRUCTURE_DIM = 24
 
 
 def esm_config(**changes) -> EsmConfig:
-    options = {
-        "vocab_size": 33,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 130,
-        "position_embedding_type": "rotary",
-        "token_dropout": True,
-        "mask_token_id": 32,
-        "pad_token_id": 1,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "structure_alignment": {"structure_dim": STRUCTURE_DIM},
-    }
-    return EsmConfig(**(options | changes))
+    heads = {"structure_alignment": {"structure_dim": STRUCTURE_DIM}}
+    return esm2_config(2, 32, 4, **(heads | changes))
 
 
 def esm_model(seed: int = 0, **changes) -> EsmForStructureAlignment:

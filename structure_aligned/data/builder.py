@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ FEATURES = datasets.Features(
         "length": datasets.Value("int32"),
         "structure_tokens": datasets.List(datasets.Value("uint8")),
         "structure_token_mask": datasets.List(datasets.Value("bool")),
-        # Bytes, because a nested float16 list reads 30 times slower; large_, because 2 GiB of them fit no int32 offset.
+        # Bytes, because a nested float16 list reads 30 times slower; large_, because
+        # 2 GiB of them fit no int32 offset.
         "structure_embedding": datasets.Value("large_binary"),
         "structure_embedding_shape": datasets.List(datasets.Value("int32"), length=2),
         "structure_embedding_mask": datasets.List(datasets.Value("bool")),
@@ -152,14 +154,22 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         self._pgnn = pgnn
         self._pgnn_identity = pgnn_identity(pgnn)
         # Datasets' cache knows neither what is in the files nor the code: so the key is made here, from both.
-        progress = tqdm(sum(self._files.values(), []), "Hashing structure files", unit="file", delay=2)
+        progress = tqdm(
+            list(chain.from_iterable(self._files.values())), "Hashing structure files", unit="file", delay=2
+        )
         self._digests = {str(path): file_digest(path) for path in progress}
-        key = [f"{CHAIN_VERSION}|{EMBEDDING_VERSION}|{self.VERSION}|{FEATURES}", self._pgnn_identity, repr(filters), on_error]
+        key = [
+            f"{CHAIN_VERSION}|{EMBEDDING_VERSION}|{self.VERSION}|{FEATURES}",
+            self._pgnn_identity,
+            repr(filters),
+            on_error,
+        ]
         for split, files in self._files.items():
             key += [split, *(f"{path.name}:{self._digests[str(path)]}" for path in files)]
         super().__init__(
             cache_dir=None if cache_dir is None else str(cache_dir),
-            config_id=f"structures-{combined_digest(key)[:16]}",
+            dataset_name="protein_structures",
+            config_id=f"chains-{combined_digest(key)[:16]}",
             structures={split: [str(path) for path in files] for split, files in self._files.items()},
             filters=filters,
             on_error=on_error,

@@ -37,7 +37,7 @@ class DataCollatorForStructureAlignment:
     Example:
 
     ```python
-    >>> from structure_aligned.models.tokenization import esm2_tokenizer
+    >>> from structure_aligned.models.esm2 import esm2_tokenizer
     >>> collator = DataCollatorForStructureAlignment(esm2_tokenizer(), mlm_probability=0.5)
     >>> row = {"id": "1abc_A", "sequence": "MKV", "structure_tokens": [2, 5, 2]}
     >>> row["structure_token_mask"] = [False, True, False]
@@ -99,7 +99,9 @@ class DataCollatorForStructureAlignment:
             "structure_labels": torch.full(shape, IGNORE_INDEX, dtype=torch.long),
         }
         if any("structure_embeddings" in example for example in examples):
-            dims = {example["structure_embeddings"].shape[-1] for example in examples if "structure_embeddings" in example}
+            dims = {
+                example["structure_embeddings"].shape[-1] for example in examples if "structure_embeddings" in example
+            }
             if len(dims) != 1 or not all("structure_embeddings" in example for example in examples):
                 raise ValueError(
                     f"The rows {[row.get('id') for row in rows]} hold embeddings of widths {sorted(dims)} and not all "

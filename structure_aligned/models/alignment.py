@@ -83,9 +83,22 @@ class StructureAlignmentMixin:
                 options = {name: kwargs[name] for name in hub_options if name in kwargs}
                 config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **options)
             config = copy.deepcopy(config)
-            config.structure_alignment = {**(getattr(config, "structure_alignment", None) or {}), **structure_alignment}
+            config.structure_alignment = {
+                **(getattr(config, "structure_alignment", None) or {}),
+                **structure_alignment,
+            }
             kwargs["config"] = config
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """
+        As in Transformers, with every weight under the name it has in the model.
+
+        Transformers 5 saves ESM's LayerNorms as `gamma` and `beta`. Its own loading renames them, but resuming and
+        `load_best_model_at_end` do not: they would silently keep the LayerNorms as they are.
+        """
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, **kwargs)
 
     def _add_alignment_heads(self, config: PreTrainedConfig) -> None:
         settings = StructureAlignmentSettings.from_config(config)

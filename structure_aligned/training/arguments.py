@@ -70,8 +70,8 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
             raise ValueError("remove_unused_columns must be False: the collator needs the dataset's own columns.")
         if self.n_gpu > 1:
             raise ValueError(
-                f"This process sees {self.n_gpu} GPUs and would use DataParallel, which cuts the contrastive loss into "
-                "pieces. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
+                f"This process sees {self.n_gpu} GPUs and would use DataParallel, which cuts the contrastive loss "
+                "into pieces. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
             )
 
     @property

@@ -93,8 +93,8 @@ class StructureAlignmentTrainer(Trainer):
         found, expected = dataset_pgnn(dataset), self._settings["pgnn"]
         if expected is not None and found != expected:
             raise ValueError(
-                f"The dataset's embeddings come from the pGNN {found} but the model was aligned with {expected}. Build "
-                "the dataset with that pGNN, or start from the trunk, with fresh heads."
+                f"The dataset's embeddings come from the pGNN {found} but the model was aligned with {expected}. "
+                "Build the dataset with that pGNN, or start from the trunk, with fresh heads."
             )
         width = embedding_dim(dataset)
         if width != self._settings["structure_dim"]:
@@ -198,12 +198,15 @@ class StructureAlignmentTrainer(Trainer):
         """Add to the sums on the device; `log` fetches them, so that no step waits for a number to print."""
         num_kept = {name: num_selected(len(values), 1.0) for name, values in losses.items()}
         num_kept |= {
-            name: num_selected(len(mask), self.selection_ratio, self.args.selection_keep) for name, mask in kept.items()
+            name: num_selected(len(mask), self.selection_ratio, self.args.selection_keep)
+            for name, mask in kept.items()
         }
         tokens = inputs["attention_mask"].sum()
         residues = tokens - len(inputs["attention_mask"]) * getattr(self.data_collator, "num_special_tokens", 0)
         zero = torch.zeros((), dtype=torch.float64, device=tokens.device)
-        values = [sums.get(name, zero).double() for name in LOSS_NAMES] + [zero + num_kept.get(name, 0) for name in LOSS_NAMES]
+        values = [sums.get(name, zero).double() for name in LOSS_NAMES] + [
+            zero + num_kept.get(name, 0) for name in LOSS_NAMES
+        ]
         self._running += torch.stack([*values, residues.double()])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

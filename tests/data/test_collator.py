@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
 from structure_aligned.data.features import decode_embedding
-from structure_aligned.models.tokenization import esm2_tokenizer
+from structure_aligned.models.esm2 import esm2_tokenizer
 from structure_aligned.objectives.losses import IGNORE_INDEX
 from tests import tiny
 
@@ -121,8 +121,16 @@ def test_column_lengths_must_agree():
     with pytest.raises(ValueError, match="row0_A has .* residues but structure_tokens has"):
         collator()([row | {"structure_tokens": row["structure_tokens"][:-1]}])
     with pytest.raises(ValueError, match="residues but structure_embedding has"):
-        collator()([row | {"sequence": row["sequence"] + "A", "structure_tokens": [0] * (row["length"] + 1),
-                           "structure_token_mask": [True] * (row["length"] + 1)}])
+        collator()(
+            [
+                row
+                | {
+                    "sequence": row["sequence"] + "A",
+                    "structure_tokens": [0] * (row["length"] + 1),
+                    "structure_token_mask": [True] * (row["length"] + 1),
+                }
+            ]
+        )
     with pytest.raises(ValueError, match="made .* tokens of them"):
         collator()([{"sequence": "MK<mask>V"}])
     with pytest.raises(ValueError, match="widths"):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, EsmForMaskedLM
 
 from structure_aligned.models.alignment import AutoModelForStructureAlignment, EsmForStructureAlignment
@@ -107,6 +108,19 @@ def test_save_and_load_give_the_same_model(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "esm"
 
 
+@pytest.mark.parametrize("reload", [False, True])
+def test_saved_names_are_the_models_own(tmp_path, reload):
+    """What Trainer needs to resume: it loads with `load_state_dict`, which renames nothing."""
+    model = tiny.esm_model()
+    if reload:
+        model.save_pretrained(tmp_path / "first")
+        model = EsmForStructureAlignment.from_pretrained(tmp_path / "first")
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(model.state_dict()) - set(saved) == {"lm_head.decoder.weight"}  # tied
+    assert set(saved) <= set(model.state_dict())
+
+
 def test_plain_transformers_load_the_folder(tmp_path):
     model = tiny.esm_model()
     model.save_pretrained(tmp_path)
@@ -115,7 +129,9 @@ def test_plain_transformers_load_the_folder(tmp_path):
     assert type(masked_lm) is EsmForMaskedLM
     assert torch.equal(masked_lm(**inputs(labels=False)).logits, logits)
     trunk = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False)
-    assert torch.equal(trunk(**inputs(labels=False)).last_hidden_state, model.esm(**inputs(labels=False)).last_hidden_state)
+    assert torch.equal(
+        trunk(**inputs(labels=False)).last_hidden_state, model.esm(**inputs(labels=False)).last_hidden_state
+    )
 
 
 def test_a_process_without_this_package_gives_identical_logits(tmp_path):
@@ -130,7 +146,9 @@ def test_a_process_without_this_package_gives_identical_logits(tmp_path):
         "torch.save(model(**inputs).logits.detach(), folder + '/logits.pt');"
         "assert not any(name.startswith('structure_aligned') for name in sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), model(**inputs(labels=False)).logits)
 

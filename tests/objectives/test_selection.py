@@ -9,7 +9,13 @@ def test_keeps_the_largest_signed_excess():
     reference = torch.tensor([5.0, 3.0, 0.0, 1.5, 1.0])
     # excess: 0, -2, 3, 0.5, 3
     assert select_residues(current, reference, ratio=0.4).tolist() == [False, False, True, False, True]
-    assert select_residues(current, reference, ratio=0.4, keep="smallest").tolist() == [True, True, False, False, False]
+    assert select_residues(current, reference, ratio=0.4, keep="smallest").tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert select_residues(current, reference, ratio=0.4, keep="all").all()
 
 

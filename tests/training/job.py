@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
-from structure_aligned.models.tokenization import esm2_tokenizer
+from structure_aligned.models.esm2 import esm2_tokenizer
 from structure_aligned.training.arguments import StructureAlignmentTrainingArguments
 from structure_aligned.training.trainer import StructureAlignmentTrainer
 from tests import tiny
@@ -36,7 +36,10 @@ def run(output, rows=18, kill_at_step=None, double=False, resume=False, without_
     model = model.double() if double else model
     dataset = tiny.dataset(rows)
     if without_structure:
-        masks = [[False] * len(m) if i in without_structure else m for i, m in enumerate(dataset["structure_embedding_mask"])]
+        masks = [
+            [False] * len(m) if i in without_structure else m
+            for i, m in enumerate(dataset["structure_embedding_mask"])
+        ]
         dataset = dataset.remove_columns("structure_embedding_mask").add_column("structure_embedding_mask", masks)
     tokenizer = esm2_tokenizer()
     arguments = {"output_dir": str(output), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
@@ -50,7 +53,9 @@ def run(output, rows=18, kill_at_step=None, double=False, resume=False, without_
     )
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
-        save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, f"{output}/parameters.safetensors")
+        save_file(
+            {name: p.detach().contiguous() for name, p in model.named_parameters()}, f"{output}/parameters.safetensors"
+        )
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         with open(f"{output}/metrics.json", "w") as file:

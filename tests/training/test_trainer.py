@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
-from structure_aligned.models.tokenization import esm2_tokenizer
+from structure_aligned.models.esm2 import esm2_tokenizer
 from structure_aligned.objectives.losses import IGNORE_INDEX
 from structure_aligned.training.arguments import StructureAlignmentTrainingArguments
 from structure_aligned.training.trainer import StructureAlignmentTrainer
@@ -38,7 +38,9 @@ def accumulated(trainer, rows, batch_size):
         loss.backward()
         total += loss.item()
     return total, {
-        name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters() if parameter.grad is not None
+        name: parameter.grad.clone()
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.grad is not None
     }
 
 
@@ -62,7 +64,9 @@ def test_mlm_and_token_gradients_do_not_depend_on_the_micro_batches(tmp_path, we
 def test_a_whole_batch_equals_the_plain_mean_of_the_model_itself(tmp_path):
     trainer = make_trainer(tmp_path)
     batch = trainer.data_collator([tiny.row(index) for index in range(4)])
-    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(trainer.model(**batch).loss.item(), rel=1e-6)
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(
+        trainer.model(**batch).loss.item(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(("ratio", "keep"), [(0.8, "largest"), (0.3, "smallest"), (0.01, "largest"), (0.5, "all")])
@@ -178,6 +182,11 @@ def test_arguments_have_the_papers_defaults_and_refuse_nonsense(tmp_path):
     assert arguments.lr_scheduler_type == "cosine" and arguments.get_warmup_steps(1000) == 80
     weights = arguments.loss_weights
     assert (weights.mlm, weights.physical, weights.latent) == (1.0, 0.5, 0.5)
-    for options in ({"mlm_weight": -1}, {"selection_ratio": 1.5}, {"selection_keep": "x"}, {"remove_unused_columns": True}):
+    for options in (
+        {"mlm_weight": -1},
+        {"selection_ratio": 1.5},
+        {"selection_keep": "x"},
+        {"remove_unused_columns": True},
+    ):
         with pytest.raises(ValueError):
             StructureAlignmentTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)

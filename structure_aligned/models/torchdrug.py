@@ -1,0 +1,148 @@
+"""Reading GearNet state dicts written by torchdrug: safely, and refusing what is not one of them with the reason."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from structure_aligned.structure.graph import NODE_FEATURE_DIM, edge_feature_dim, num_relations
+
+_RELATIONS = num_relations()
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """A bare dict of named tensors from `.safetensors`, or from a torch file of which only tensors are unpickled."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is no file; give the path of the downloaded state dict.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path} is not a file of plain tensors ({reason}). Expected a bare state dict as torchdrug's authors "
+            "publish it. Other pickled objects can run code and are never loaded: where the origin is trusted, save the "
+            "model.state_dict() again."
+        ) from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}; expected a bare state dict of named tensors.")
+    others = sorted(str(name) for name, value in state.items() if not isinstance(value, torch.Tensor))
+    if others:
+        raise ValueError(
+            f"{path} is not a bare state dict: {_some(others)} are no tensors. If it is a training checkpoint, save "
+            "the state dict of the model in it under its own name and load that."
+        )
+    return dict(state)
+
+
+def settings_from_state_dict(state: Mapping[str, torch.Tensor], path: str | Path) -> dict[str, Any]:
+    """
+    The fields of `GearNetConfig` that the names and shapes of a state dict determine.
+
+    Raises:
+        ValueError: They are not those of a GearNet or GearNet-Edge over the seven relations of a residue graph.
+    """
+    if any("ieconv" in name.lower() for name in state):
+        raise ValueError(
+            f"{path} is of the IEConv family ({_some([name for name in state if 'ieconv' in name.lower()])}), another "
+            "network. Expected a GearNet or GearNet-Edge, such as mc_gearnet.pth or mc_gearnet_edge.pth."
+        )
+    prefixes = sorted({name[: match.start()] for name in state if (match := re.search(r"\blayers\.\d+\.", name))})
+    if prefixes and "" not in prefixes:
+        raise ValueError(
+            f"The names in {path} begin with {prefixes[0]!r}; expected a bare state dict, such as "
+            f"'layers.0.linear.weight'. Take that prefix off and drop what does not carry it."
+        )
+    count = _count(state, "layers")
+    if not count:
+        raise ValueError(f"{path} has no layers.0.linear.weight but {_some(list(state))}; it is no GearNet.")
+    shapes = {}
+    for family, length in (("layers", count), ("edge_layers", _count(state, "edge_layers"))):
+        for index in range(length):
+            for part in ("self_loop", "linear"):
+                name = f"{family}.{index}.{part}.weight"
+                if name not in state:
+                    raise ValueError(
+                        f"{path} has no {name}. Expected self_loop and linear weights in every layer of a GearNet; "
+                        "without self_loop it is of the IEConv or another family, which cannot be loaded."
+                    )
+                if state[name].ndim != 2:
+                    raise ValueError(f"{name} in {path} has shape {tuple(state[name].shape)}; expected a matrix.")
+                shapes[family, index, part] = tuple(state[name].shape)
+
+    input_dim = shapes["layers", 0, "self_loop"][1]
+    if input_dim != NODE_FEATURE_DIM:
+        raise ValueError(
+            f"{path} takes node features of width {input_dim}; expected {NODE_FEATURE_DIM}, a one-hot of the residue "
+            "type. Networks over atoms or other features cannot be loaded."
+        )
+    relations = _ratio(shapes, "layers", 0, path)
+    if relations != _RELATIONS:
+        raise ValueError(
+            f"{path} has {relations} relations; expected {_RELATIONS}: sequential −2 … 2, spatial, nearest neighbours."
+        )
+    settings: dict[str, Any] = {
+        "hidden_dims": [shapes["layers", index, "linear"][0] for index in range(count)],
+        "num_angle_bin": None,
+    }
+    if ("edge_layers", 0, "linear") in shapes:
+        edge_dim = shapes["edge_layers", 0, "self_loop"][1]
+        if edge_dim != edge_feature_dim(_RELATIONS):
+            raise ValueError(
+                f"{path} takes edge features of width {edge_dim}; expected {edge_feature_dim(_RELATIONS)}: residue "
+                "types of both ends, relation, sequence separation and distance."
+            )
+        settings["num_angle_bin"] = _ratio(shapes, "edge_layers", 0, path)
+    return settings
+
+
+def check_state_dict(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], path: str | Path
+) -> None:
+    """Raises `ValueError` unless names and shapes are exactly those expected."""
+    problems = []
+    if missing := sorted(set(expected) - set(state)):
+        problems.append(f"missing are {_some(missing)}")
+    if unexpected := sorted(set(state) - set(expected)):
+        problems.append(f"not part of this network are {_some(unexpected)}")
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
+    ]
+    if wrong:
+        problems.append(f"of another shape are {_some(wrong)}")
+    if problems:
+        raise ValueError(
+            f"{path} does not fit the GearNet that its first layers describe: {'; '.join(problems)}. Expected the "
+            "complete state dict of one GearNet or GearNet-Edge with batch normalisation."
+        )
+
+
+def _count(state: Mapping[str, torch.Tensor], family: str) -> int:
+    found = [re.match(rf"{family}\.(\d+)\.", name) for name in state]
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def _ratio(shapes: Mapping[tuple[str, int, str], tuple[int, ...]], family: str, index: int, path: str | Path) -> int:
+    """How many relations the input of `linear` is made of."""
+    width, own = shapes[family, index, "linear"][1], shapes[family, index, "self_loop"][1]
+    if own == 0 or width % own:
+        raise ValueError(
+            f"{family}.{index} in {path} takes {own} features per node and {width} summed ones; expected a multiple, "
+            "one share for each relation."
+        )
+    return width // own
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
