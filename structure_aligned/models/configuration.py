@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from structure_aligned.structure.graph import edge_feature_dim, num_relations
 
+
 EMBEDDING_LAYERS = ("last", "all")
 
 

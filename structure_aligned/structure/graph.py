@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+
 RESIDUE_LETTERS = "GASPVTCILNDQKEMHFRYW"
 """Order of the residue types: glycine is 0, tryptophan 19."""
 

@@ -236,8 +236,9 @@ def _extract_chains(structure: gemmi.Structure, parents: dict[str, str], metadat
             protein = _is_protein(structure, span)
             previous = None
             for residue in span:
-                # Neighbours that share number and segment are conformers of one residue: the first is taken.
-                site = (str(residue.seqid), residue.segment)
+                # Neighbours that share these are conformers of one residue: the first is taken. label_seq (mmCIF only)
+                # tells residues apart whose insertion codes somebody removed.
+                site = (str(residue.seqid), residue.segment, residue.label_seq)
                 letter = None
                 if protein and residue.entity_type == gemmi.EntityType.Polymer and site != previous:
                     letter = _one_letter(residue, parents)

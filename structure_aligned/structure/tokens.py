@@ -134,31 +134,22 @@ def _nearest_other(points: np.ndarray) -> np.ndarray:
 
 def _features(ca: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """The ten features `(N, 10)` of residues `i` and their partners `j`: seven cosines, a distance, two offsets."""
-
-    def direction(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-        vector = ca[end] - ca[start]
-        norm = np.linalg.norm(vector, axis=-1, keepdims=True)
-        return np.divide(vector, norm, out=np.zeros_like(vector), where=norm > 0)
-
-    before_i, after_i, before_j, after_j = (
-        direction(i - 1, i),
-        direction(i, i + 1),
-        direction(j - 1, j),
-        direction(j, j + 1),
-    )
-    between = direction(i, j)
-    pairs = (
-        (before_i, after_i),
-        (before_j, after_j),
-        (before_i, between),
-        (before_j, between),
-        (before_i, after_j),
-        (after_i, before_j),
-        (before_i, before_j),
-    )
+    steps, _ = _normalize(np.diff(ca, axis=0))  # step k leads from residue k to k + 1
+    between, distance = _normalize(ca[j] - ca[i])
+    to_i, from_i, to_j, from_j = steps[i - 1], steps[i], steps[j - 1], steps[j]
+    pairs = [(to_i, from_i), (to_j, from_j), (to_i, between), (to_j, between)]
+    pairs += [(to_i, from_j), (from_i, to_j), (to_i, to_j)]
     offset = j - i
-    columns = [(a * b).sum(axis=-1) for a, b in pairs]
-    columns.append(np.linalg.norm(ca[i] - ca[j], axis=-1))
-    columns.append(np.clip(offset, -4, 4))
-    columns.append(np.sign(offset) * np.log(np.abs(offset) + 1))
-    return np.stack(columns, axis=1).astype(np.float32)  # the trained network is float32
+    features = np.empty((len(i), 10), dtype=np.float32)  # as the trained network
+    for column, (a, b) in enumerate(pairs):
+        features[:, column] = np.einsum("nd,nd->n", a, b)
+    features[:, 7] = distance
+    features[:, 8] = np.clip(offset, -4, 4)
+    features[:, 9] = np.sign(offset) * np.log(np.abs(offset) + 1)
+    return features
+
+
+def _normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors (zero where the vector is) and lengths."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    return vectors / np.where(lengths > 0, lengths, 1)[:, None], lengths

@@ -21,6 +21,7 @@ from structure_aligned.structure.graph import (
 from structure_aligned.structure.line_graph import LineGraph, angle_bins
 from tests.models.gearnet_reference import compact_ca, random_sequence, reference_edges, reference_line_edges
 
+
 NAMES = ("1aki_A", "3o5r_A", "5L33_A")
 
 

@@ -1,15 +1,13 @@
-"""Small files written here, one property each; then the real files where they are present."""
+"""Small files written here, one property each."""
 
-import csv
 import gzip
 import os
 
-import gemmi
 import numpy as np
 import pytest
 
-from structure_aligned.structure.chain import BACKBONE_ATOMS, ProteinChain
-from structure_aligned.structure.io import read_chains, write_mmcif
+from structure_aligned.structure.chain import BACKBONE_ATOMS
+from structure_aligned.structure.io import read_chains
 
 
 OFFSETS = {
@@ -114,6 +112,14 @@ def test_first_of_several_components_at_one_position(read):
     text = residue("ALA", 1) + residue("SER", 2, altloc="A") + residue("THR", 2, altloc="B") + residue("ALA", 3)
     (chain,) = read(text)
     assert (chain.sequence, chain.residue_numbers) == ("ASA", ("1", "2", "3"))
+
+
+def test_residues_with_one_number_but_two_places_in_the_sequence(read_text):
+    text = as_mmcif(residue("ALA", 1) + residue("SER", 2) + residue("THR", 2) + residue("ALA", 3))
+    for place, component in enumerate(("ALA", "SER", "THR"), start=1):
+        text = text.replace(f"{component} A 1 .", f"{component} A 1 {place}")
+    (chain,) = read_text(text, "model.cif")
+    assert (chain.sequence, chain.residue_numbers) == ("ASTA", ("1", "2", "2", "3"))
 
 
 def test_modified_residues_get_their_parent(read):
@@ -357,126 +363,3 @@ def test_gzip_bombs_are_refused(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=r"holds more than 10,000 bytes"):
             read_chains(tmp_path / name)
-
-
-# --- Writing -----------------------------------------------------------------------------------------------------
-
-
-def chain_to_write(**changes):
-    rng = np.random.default_rng(0)
-    fields = {
-        "entry_id": "fold-7",
-        "chain_id": "b'c",
-        "sequence": "MXUKGA",
-        "coords": rng.normal(scale=30, size=(6, 5, 3)).astype(np.float32),
-        "residue_numbers": ("-3", "1", "52", "52A", "53", "900"),
-        "b_factors": rng.uniform(0, 100, 6).astype(np.float32),
-        "resolution": 1.85,
-        "r_free": 0.213,
-        "method": "X-RAY DIFFRACTION",
-        "deposition_date": "2001-02-03",
-    }
-    fields["coords"][2, [0, 4]] = fields["coords"][3] = fields["coords"][4, 1] = np.nan
-    return ProteinChain(**fields | changes)
-
-
-@pytest.mark.parametrize("name", ["x.cif", "x.mmcif.gz"])
-@pytest.mark.parametrize("bare", [False, True])
-def test_write_and_read_again(tmp_path, name, bare):
-    unknown = dict.fromkeys(("resolution", "r_free", "method", "deposition_date")) | {
-        "chain_id": "A",
-        "entry_id": "1abc",
-    }
-    chain = chain_to_write(**(unknown if bare else {}))
-    write_mmcif(chain, tmp_path / name)
-    assert os.listdir(tmp_path) == [name]
-    if name.endswith(".gz"):
-        assert (tmp_path / name).read_bytes()[4:8] == bytes(4)  # no time stamp
-    (copy,) = read_chains(tmp_path / name)
-    for field in ("id", "sequence", "residue_numbers", "resolution", "r_free", "method", "deposition_date"):
-        assert getattr(copy, field) == getattr(chain, field), field
-    np.testing.assert_allclose(copy.coords, chain.coords, atol=5.1e-4)
-    np.testing.assert_array_equal(copy.b_factors, chain.b_factors)
-
-
-@pytest.mark.parametrize("sequence", ["X" * 6, "A" * 6])
-def test_write_without_any_atom(tmp_path, sequence):
-    chain = chain_to_write(sequence=sequence, coords=np.full((6, 5, 3), np.nan, dtype=np.float32))
-    write_mmcif(chain, tmp_path / "x.cif")
-    (copy,) = read_chains(tmp_path / "x.cif")
-    assert copy.sequence == sequence
-    assert np.isnan(copy.coords).all()
-
-
-@pytest.mark.parametrize(
-    ("changes", "name", "message"),
-    [
-        ({}, "x.pdb", "expects .cif"),
-        ({"sequence": "MXUKGJ"}, "x.cif", "letter 'J'"),
-        ({"residue_numbers": ("1", "1", "2", "3", "4", "5")}, "x.cif", "repeat"),
-        ({"residue_numbers": ("1", "1AB", "2", "3", "4", "5")}, "x.cif", "'1AB'"),
-    ],
-)
-def test_write_refuses(tmp_path, changes, name, message):
-    with pytest.raises(ValueError, match=message):
-        write_mmcif(chain_to_write(**changes), tmp_path / name)
-    assert os.listdir(tmp_path) == []
-
-
-# --- Real files --------------------------------------------------------------------------------------------------
-
-
-def test_split_structures_equal_their_table(real_data):
-    folder = real_data("structures")
-    with open(folder / "chains.tsv") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["split"] == "test"]
-    assert len(rows) == 160
-    for row in rows:
-        (chain,) = read_chains(folder / "test" / f"{row['id']}.cif.gz")
-        assert (chain.id, chain.sequence) == (row["id"], row["sequence"])
-        assert chain.resolution == (float(row["resolution"]) if row["resolution"] else None), row["id"]
-        assert chain.r_free == (float(row["r_free"]) if row["r_free"] else None), row["id"]
-
-
-def test_raw_pdb_files(real_data):
-    paths = sorted(real_data("structures", "raw_pdb").glob("*.pdb.gz"))
-    assert len(paths) == 120
-    for path in paths:
-        chains = read_chains(path)
-        assert len({chain.chain_id for chain in chains}) == len(chains), path.name
-        listed = ca_sites(path)
-        for chain in chains:
-            assert chain.entry_id == path.name[:4]
-            found = {number for number, ca in zip(chain.residue_numbers, chain.ca) if not np.isnan(ca[0])}
-            # Every ATOM record named CA is in, and what is more in comes from HETATM (modified residues).
-            assert (
-                listed[chain.chain_id, "ATOM"]
-                <= found
-                <= listed[chain.chain_id, "ATOM"] | listed[chain.chain_id, "HETATM"]
-            )
-
-
-def ca_sites(path):
-    """Residue numbers with a CA by chain and record, read by columns."""
-    sites = {}
-    with gzip.open(path, "rt") as file:
-        for line in file:
-            record = line[:6].strip()
-            if record in ("ATOM", "HETATM"):
-                for kind in ("ATOM", "HETATM"):
-                    sites.setdefault((line[21], kind), set())
-                if line[12:16] == " CA ":
-                    sites[line[21], record].add(line[22:27].strip())
-    return sites
-
-
-def test_gemmi_gives_the_same_first_conformer(golden):
-    for path in sorted(golden("foldseek_3di").glob("*.cif.gz")):
-        structure = gemmi.read_structure(str(path))
-        structure.setup_entities()
-        expected = {}
-        for chain in structure[0]:
-            residues = list(chain.get_polymer().first_conformer())
-            if residues:
-                expected[chain.name] = [str(residue.seqid) for residue in residues]
-        assert {chain.chain_id: list(chain.residue_numbers) for chain in read_chains(path)} == expected
