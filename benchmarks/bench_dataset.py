@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 import torch
 
-from structure_aligned import GearNetConfig, GearNetModel, StructureDatasetBuilder, decode_embedding
+from structure_aligned import GearNetModel, StructureDatasetBuilder, decode_embedding, untrained_gearnet
 from structure_aligned.data.selecting import resolve_structures
 from structure_aligned.structure.synthetic import write_synthetic_folds
 
@@ -47,9 +47,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     datasets.disable_progress_bars()
-    torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pgnn = GearNetModel(GearNetConfig(hidden_dims=args.hidden_dims)).eval().to(device)
+    pgnn = untrained_gearnet(args.hidden_dims).to(device)
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -26,8 +26,10 @@ from structure_aligned.structure.graph import NODE_FEATURE_DIM, ResidueGraph
 from structure_aligned.structure.line_graph import LineGraph
 from structure_aligned.structure.synthetic import synthetic_chains
 
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.models.gearnet_reference import reference_forward
+
 
 TORCHDRUG_RATE = 236
 """Residues per second of torchdrug's GearNet-Edge 6×512 on two cores of the kind this was developed on."""

@@ -22,7 +22,6 @@ from structure_aligned import (
     AutoModelForStructureAlignment,
     DataCollatorForStructureAlignment,
     EsmForStructureAlignment,
-    GearNetConfig,
     GearNetModel,
     StructureAlignmentTrainer,
     StructureAlignmentTrainingArguments,
@@ -32,6 +31,7 @@ from structure_aligned import (
     esm2_config,
     esm2_tokenizer,
     load_pgnn,
+    untrained_gearnet,
     write_synthetic_folds,
 )
 
@@ -83,8 +83,7 @@ def make_pgnn(args: ModelArguments) -> GearNetModel:
     if args.pgnn is not None:
         return load_pgnn(args.pgnn, "cuda" if torch.cuda.is_available() else "cpu")
     print("No --pgnn given: an UNTRAINED GearNet is used. Its embeddings only reflect local geometry.")
-    torch.manual_seed(0)
-    return GearNetModel(GearNetConfig(hidden_dims=[args.pgnn_dim] * 3)).eval()
+    return untrained_gearnet([args.pgnn_dim] * 3)
 
 
 def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path, seed: int) -> datasets.DatasetDict:

@@ -23,7 +23,7 @@ _PUBLIC = {
     "models.heads": ["StructureAlignmentOutput", "StructureAlignmentSettings"],
     "models.alignment": ["AutoModelForStructureAlignment", "EsmForStructureAlignment", "compute_residue_losses"],
     "models.esm2": ["esm2_config", "esm2_tokenizer"],
-    "models.pgnn": ["load_pgnn"],
+    "models.pgnn": ["load_pgnn", "untrained_gearnet"],
     "objectives.losses": ["LossWeights", "ResidueLosses", "combine_losses", "residue_contrastive_losses"],
     "objectives.selection": ["select_residues"],
     "data.builder": ["StructureDatasetBuilder", "dataset_pgnn", "embedding_dim"],
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from .models.esm2 import esm2_config, esm2_tokenizer
     from .models.gearnet import GearNetModel
     from .models.heads import StructureAlignmentOutput, StructureAlignmentSettings
-    from .models.pgnn import load_pgnn
+    from .models.pgnn import load_pgnn, untrained_gearnet
     from .objectives.losses import LossWeights, ResidueLosses, combine_losses, residue_contrastive_losses
     from .objectives.selection import select_residues
     from .structure.chain import ProteinChain

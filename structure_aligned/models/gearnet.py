@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel, initialization
+from transformers import AutoConfig, AutoModel, PreTrainedModel, initialization
 from transformers.utils import ModelOutput
 
 from structure_aligned.structure.chain import ProteinChain
@@ -35,6 +35,7 @@ from structure_aligned.structure.line_graph import LineGraph, LineGraphBlock
 
 from .configuration import EMBEDDING_LAYERS, GearNetConfig
 from .torchdrug import check_state_dict, read_state_dict, settings_from_state_dict
+
 
 MAX_EDGES = 12_288
 """Default bound on the edges of one graph in `embed_batch`."""
@@ -368,3 +369,7 @@ def _running_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+AutoConfig.register("gearnet", GearNetConfig, exist_ok=True)
+AutoModel.register(GearNetConfig, GearNetModel, exist_ok=True)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from structure_aligned.structure.graph import NODE_FEATURE_DIM, edge_feature_dim, num_relations
 
+
 _RELATIONS = num_relations()
 
 
@@ -30,8 +31,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path} is not a file of plain tensors ({reason}). Expected a bare state dict as torchdrug's authors "
-            "publish it. Other pickled objects can run code and are never loaded: where the origin is trusted, save the "
-            "model.state_dict() again."
+            "publish it. Other pickled objects can run code and are never loaded: where the origin is trusted, load "
+            "it yourself and save model.state_dict() alone."
         ) from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__}; expected a bare state dict of named tensors.")

@@ -152,10 +152,12 @@ def combine_losses(
     total, sums = 0.0, {}
     for name, values in present:
         mask = None if kept is None else kept.get(name)
-        if mask is not None:
-            values = values[mask]
-        count = len(values) if normalizers is None else normalizers[name]
-        kept_sum = values.sum()
+        # Not values[mask]: its shape would have to be fetched from the device.
+        kept_sum = values.sum() if mask is None else torch.where(mask, values, 0.0).sum()
+        if normalizers is not None:
+            count = normalizers[name]
+        else:
+            count = len(values) if mask is None else mask.sum()
         # No residue anywhere: 0/1 keeps a zero that is connected to the graph, as DDP needs.
         count = count.clamp(min=1) if isinstance(count, torch.Tensor) else (count or 1)
         total = total + per_loss[name] * kept_sum / count

@@ -38,6 +38,9 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
         default=2 / 25, metadata={"help": "Warm-up: steps, or below 1 a fraction of all steps (2 of 25 epochs)."}
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Off: it waits for the device at every step, and would hide a loss of NaN."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator makes the model's inputs from the raw columns."}
     )

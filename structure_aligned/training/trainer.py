@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data.builder import dataset_pgnn, embedding_dim
 from ..models.alignment import compute_residue_losses
@@ -188,6 +189,10 @@ class StructureAlignmentTrainer(Trainer):
 
     # Logging
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._clock, self._paused = time.perf_counter(), 0.0
+        return super().train(*args, **kwargs)
+
     def _record(
         self,
         sums: dict[str, torch.Tensor],
@@ -224,11 +229,11 @@ class StructureAlignmentTrainer(Trainer):
 
     # Evaluation
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         start = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
+        output = super().evaluation_loop(*args, **kwargs)
         self._paused += time.perf_counter() - start
-        return metrics
+        return output
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
         with self._evaluation_collator():

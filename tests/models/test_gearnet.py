@@ -14,6 +14,7 @@ from structure_aligned.structure.graph import RESIDUE_LETTERS, ResidueGraph, res
 from structure_aligned.structure.line_graph import LineGraph
 from tests.models.gearnet_reference import compact_ca, random_sequence, reference_forward
 
+
 NAMES = ("1aki_A", "3o5r_A", "5L33_A")
 VARIANTS = (("model.safetensors", "node_feature"), ("model_no_edge.safetensors", "node_feature_no_edge"))
 BF16_ERROR = 0.02
