@@ -9,6 +9,7 @@ Align a protein language model with structures.
 The options are those of `StructureAlignmentTrainingArguments` and of the two classes below.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,8 @@ def load_model(args: ModelArguments, structure_dim: int) -> tuple:
 def main() -> None:
     model_args, data_args, training_args = parse_arguments(sys.argv[1:])
     set_seed(training_args.seed)
+    if training_args.device.type == "cpu" and training_args.world_size == 1:
+        torch.set_num_threads(os.cpu_count() or 1)  # accelerate launch leaves a process one thread
     with training_args.main_process_first(desc="building the dataset"):
         data = load_data(model_args, data_args, Path(training_args.output_dir), training_args.seed)
     model, tokenizer = load_model(model_args, embedding_dim(data["train"]))

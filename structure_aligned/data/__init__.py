@@ -1,0 +1,1 @@
+"""From structure files to batches: feature store, dataset builder, collator."""

@@ -17,8 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets.utils import logging
-from tqdm.auto import tqdm
+from datasets.utils import logging, tqdm
 
 from .features import (
     CHAIN_VERSION,

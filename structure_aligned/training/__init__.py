@@ -1,0 +1,1 @@
+"""The Trainer for the dual-task objective, its arguments and its table."""

@@ -75,7 +75,9 @@ class StructureAlignmentTrainer(Trainer):
             if "contact_head" in name:
                 parameter.requires_grad_(False)
         self.add_callback(_SetCollatorEpoch(data_collator))
-        self._running = torch.zeros(2 * len(LOSS_NAMES) + 1, dtype=torch.float64, device=args.device)
+        # Sums and counts, exactly; Apple's GPUs have no float64.
+        self._wide = torch.float32 if args.device.type == "mps" else torch.float64
+        self._running = torch.zeros(2 * len(LOSS_NAMES) + 1, dtype=self._wide, device=args.device)
         self._clock, self._paused = time.perf_counter(), 0.0
 
     @property
@@ -132,7 +134,7 @@ class StructureAlignmentTrainer(Trainer):
 
         Known before the forward passes: selection keeps a fixed fraction of the labelled residues.
         """
-        counts = torch.zeros(len(LOSS_NAMES), dtype=torch.float64, device=device)
+        counts = torch.zeros(len(LOSS_NAMES), dtype=self._wide, device=device)
         for batch in batch_samples:
             counts += self._kept_counts(batch).to(device)
         return self.accelerator.reduce(counts, reduction="sum")
@@ -140,7 +142,7 @@ class StructureAlignmentTrainer(Trainer):
     def _kept_counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         available = [(batch["labels"] != IGNORE_INDEX).sum(), (batch["structure_labels"] != IGNORE_INDEX).sum()]
         aligned = batch["residue_mask"].sum() if "residue_mask" in batch else torch.zeros_like(available[0])
-        counts = torch.stack([*available, aligned, aligned]).double()
+        counts = torch.stack([*available, aligned, aligned]).to(self._wide)
         if self.args.selection_keep == "all":
             return counts
         # int(ratio · N) and at least one, as num_selected, without asking the device for N.
@@ -208,11 +210,11 @@ class StructureAlignmentTrainer(Trainer):
         }
         tokens = inputs["attention_mask"].sum()
         residues = tokens - len(inputs["attention_mask"]) * getattr(self.data_collator, "num_special_tokens", 0)
-        zero = torch.zeros((), dtype=torch.float64, device=tokens.device)
-        values = [sums.get(name, zero).double() for name in LOSS_NAMES] + [
+        zero = torch.zeros((), dtype=self._wide, device=tokens.device)
+        values = [sums.get(name, zero).to(self._wide) for name in LOSS_NAMES] + [
             zero + num_kept.get(name, 0) for name in LOSS_NAMES
         ]
-        self._running += torch.stack([*values, residues.double()])
+        self._running += torch.stack([*values, residues.to(self._wide)])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds mean component losses of kept residues and unpadded residues per second to the training logs."""
@@ -283,16 +285,16 @@ class StructureAlignmentTrainer(Trainer):
             nearest = outputs.sequence_projection[masks["aligned"]] @ outputs.structure_projection[masks["aligned"]].T
             own = torch.arange(len(nearest), device=nearest.device)
             values["retrieval_hits"] = nearest.argmax(dim=1) == own
-            values["retrieval_chance"] = torch.full_like(own, 1, dtype=torch.float64) / max(len(own), 1)
+            values["retrieval_chance"] = torch.ones_like(own, dtype=self._wide) / max(len(own), 1)
 
         def per_protein(kind: str, values: torch.Tensor | None) -> torch.Tensor:
-            table = torch.zeros(masks[kind].shape, dtype=torch.float64, device=masks[kind].device)
+            table = torch.zeros(masks[kind].shape, dtype=self._wide, device=masks[kind].device)
             if values is not None:
-                table[masks[kind]] = values.double()
+                table[masks[kind]] = values.to(self._wide)
             return table.sum(dim=1)
 
         sums = [per_protein(kind, values.get(name)) for name, kind in _SUMS.items()]
-        counts = [mask.sum(dim=1).double() for mask in masks.values()]
+        counts = [mask.sum(dim=1).to(self._wide) for mask in masks.values()]
         return None, torch.stack(sums, dim=1), torch.stack(counts, dim=1)
 
 

@@ -93,6 +93,22 @@ def test_loading_a_plain_trunk_says_that_the_heads_are_new(tmp_path):
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
 
 
+def test_loads_the_layout_of_the_published_checkpoints(tmp_path):
+    """ESM2 on the hub: one rotary table per layer, position ids, the tied decoder written out, torch's file format."""
+    torch.manual_seed(0)
+    plain = EsmForMaskedLM(tiny.esm_config(structure_alignment=None)).eval()
+    state = {key: value for key, value in plain.state_dict().items() if "rotary" not in key}
+    table = plain.state_dict()["esm.rotary_embeddings.inv_freq"]
+    for layer in range(2):
+        state[f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"] = table.clone()
+    state["esm.embeddings.position_ids"] = torch.arange(1026)[None]
+    plain.config.save_pretrained(tmp_path)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    model, info = EsmForStructureAlignment.from_pretrained(tmp_path, output_loading_info=True)
+    assert all(key.startswith("alignment.") for key in info["missing_keys"])
+    assert torch.equal(model(**inputs(labels=False)).logits, plain(**inputs(labels=False)).logits)
+
+
 def test_save_and_load_give_the_same_model(tmp_path):
     model = tiny.esm_model()
     model.save_pretrained(tmp_path)
