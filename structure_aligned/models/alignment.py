@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections import OrderedDict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from transformers import EsmConfig, EsmForMaskedLM, PreTrainedConfig
-from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from ..objectives.losses import (
     LossWeights,
@@ -79,9 +76,7 @@ class StructureAlignmentMixin:
         if structure_alignment is not None:
             config = kwargs.pop("config", None)
             if config is None:
-                hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-                options = {name: kwargs[name] for name in hub_options if name in kwargs}
-                config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **options)
+                config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **_hub_options(kwargs))
             config = copy.deepcopy(config)
             config.structure_alignment = {
                 **(getattr(config, "structure_alignment", None) or {}),
@@ -216,14 +211,57 @@ class EsmForStructureAlignment(StructureAlignmentMixin, EsmForMaskedLM):
         return aligned if return_dict else aligned.to_tuple()
 
 
-# A mapping of its own: registering EsmConfig with AutoModelForMaskedLM would take over every ESM checkpoint.
-MODEL_FOR_STRUCTURE_ALIGNMENT_MAPPING = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+class AutoModelForStructureAlignment:
+    """
+    The alignment class that fits a checkpoint's trunk, as `AutoModelForMaskedLM` finds its masked-LM class.
+
+    A registry of its own: registering `EsmConfig` with one of Transformers' Auto classes would take over every ESM
+    checkpoint of the process, and does not work in all of its versions.
+    """
+
+    _model_classes: ClassVar[dict[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+        EsmConfig: EsmForStructureAlignment,
+    }
+
+    def __init__(self) -> None:
+        raise OSError(f"{type(self).__name__} is made with `from_pretrained(path)` or `from_config(config)`.")
+
+    @classmethod
+    def register(cls, config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel]) -> None:
+        """Add the alignment class of another trunk."""
+        cls._model_classes[config_class] = model_class
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+        """A model with fresh weights."""
+        return cls._class_of(config)._from_config(config, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        config: PreTrainedConfig | None = None,
+        **kwargs: Any,
+    ) -> PreTrainedModel:
+        """As `from_pretrained` of the alignment class that fits, `structure_alignment` among its arguments."""
+        if config is None:
+            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **_hub_options(kwargs))
+        model_class = cls._class_of(config)
+        return model_class.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+
+    @classmethod
+    def _class_of(cls, config: PreTrainedConfig) -> type[PreTrainedModel]:
+        if type(config) not in cls._model_classes:
+            known = ", ".join(known.model_type for known in cls._model_classes)
+            raise ValueError(
+                f"There is no alignment model for checkpoints of type {config.model_type!r} "
+                f"({type(config).__name__}); expected one of: {known}."
+            )
+        return cls._model_classes[type(config)]
 
 
-class AutoModelForStructureAlignment(_BaseAutoModelClass):
-    """The alignment class that fits a checkpoint's trunk, as `AutoModelForMaskedLM` finds its masked-LM class."""
-
-    _model_mapping = MODEL_FOR_STRUCTURE_ALIGNMENT_MAPPING
-
-
-AutoModelForStructureAlignment.register(EsmConfig, EsmForStructureAlignment, exist_ok=True)
+def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments of `from_pretrained` that say where to look."""
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    return {name: kwargs[name] for name in names if name in kwargs}

@@ -301,7 +301,9 @@ def _backbone(
     row = np.repeat(row_of_residue, atom_counts)
     with np.errstate(over="ignore"):
         position = atoms.pos.astype(np.float32)  # beyond the range of float32: infinite, so missing
-    names = np.ascontiguousarray(atoms.atom_names).view("S8").ravel()
+    names = np.array(atoms.atom_names)
+    names[np.logical_or.accumulate(names == 0, axis=1)] = 0  # gemmi before 0.7.5 leaves the bytes after the end as is
+    names = names.view("S8").ravel()
     used = row >= 0
     present = used & np.isfinite(position).all(axis=1)
 

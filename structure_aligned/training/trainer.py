@@ -54,7 +54,7 @@ class StructureAlignmentTrainer(Trainer):
         kwargs (`Any`): As for [`Trainer`].
     """
 
-    # compute_loss divides by the counts of the whole accumulated batch.
+    # compute_loss divides by the counts of the whole accumulated batch; see also `model_accepts_loss_kwargs` below.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -63,6 +63,8 @@ class StructureAlignmentTrainer(Trainer):
         if not isinstance(args, StructureAlignmentTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}; expected StructureAlignmentTrainingArguments.")
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        # The same statement for versions of Transformers that have no `loss_is_scaled_for_ga` yet (5.17).
+        self.model_accepts_loss_kwargs = True
         if self.compute_metrics is None:
             self.compute_metrics = evaluation_metrics(args)
         weights = args.loss_weights

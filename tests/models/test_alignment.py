@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, EsmForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, EsmForMaskedLM
 
 from structure_aligned.models.alignment import AutoModelForStructureAlignment, EsmForStructureAlignment
 from structure_aligned.models.heads import INITIAL_LOGIT_SCALE, StructureAlignmentOutput
@@ -177,6 +177,18 @@ def test_sdpa_and_eager_agree():
     real = given["attention_mask"].bool()
     torch.testing.assert_close(eager(**given).logits[real], sdpa(**given).logits[real], rtol=0, atol=1e-5)
     torch.testing.assert_close(eager(**given).loss, sdpa(**given).loss, rtol=0, atol=1e-5)
+
+
+def test_auto_class(tmp_path):
+    config = tiny.esm_config()
+    assert type(AutoModelForStructureAlignment.from_config(config)) is EsmForStructureAlignment
+    EsmForMaskedLM(config).save_pretrained(tmp_path)
+    model = AutoModelForStructureAlignment.from_pretrained(tmp_path, structure_alignment={"structure_dim": 7})
+    assert model.config.structure_alignment["structure_dim"] == 7
+    with pytest.raises(ValueError, match="no alignment model for checkpoints of type 'bert'"):
+        AutoModelForStructureAlignment.from_config(BertConfig())
+    with pytest.raises(OSError, match="from_pretrained"):
+        AutoModelForStructureAlignment()
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
