@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -60,6 +61,8 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Without a device to copy to, pinning only warns, once for every loader.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if min(self.mlm_weight, self.physical_weight, self.latent_weight) < 0:
             raise ValueError(
                 f"The loss weights are {self.mlm_weight}, {self.physical_weight}, {self.latent_weight}; expected "
@@ -71,6 +74,12 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
             num_selected(1, self.selection_ratio)  # says what is wrong with a ratio that is none
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the collator needs the dataset's own columns.")
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1 and self.world_size == 1:
+            raise ValueError(
+                f"{started} processes were started but each would train on its own and overwrite the others' files. "
+                "On machines without a GPU, Accelerate joins them only with use_cpu=True (`--use_cpu`)."
+            )
         if self.n_gpu > 1:
             raise ValueError(
                 f"This process sees {self.n_gpu} GPUs and would use DataParallel, which cuts the contrastive loss "

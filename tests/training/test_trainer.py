@@ -190,3 +190,10 @@ def test_arguments_have_the_papers_defaults_and_refuse_nonsense(tmp_path):
     ):
         with pytest.raises(ValueError):
             StructureAlignmentTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_processes_that_were_not_joined_are_refused(tmp_path, monkeypatch):
+    StructureAlignmentTrainingArguments(output_dir=str(tmp_path), use_cpu=True)  # a process group of one
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started but each would train on its own"):
+        StructureAlignmentTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
