@@ -87,9 +87,7 @@ def make_pgnn(args: ModelArguments) -> GearNetModel:
     return untrained_gearnet([args.pgnn_dim] * 3)
 
 
-def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path, seed: int) -> datasets.DatasetDict:
-    if args.dataset is not None:
-        return datasets.load_from_disk(args.dataset)
+def build_data(model_args: ModelArguments, args: DataArguments, output_dir: Path) -> datasets.DatasetDict:
     if args.structures is None:
         structures = {}
         for split, count in (("train", args.num_synthetic), ("validation", max(8, args.num_synthetic // 5))):
@@ -101,8 +99,13 @@ def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path,
             structures["validation"] = args.validation_structures
     builder = StructureDatasetBuilder(structures, make_pgnn(model_args), args.cache_dir, on_error=args.on_error)
     builder.download_and_prepare(num_proc=args.num_proc)
-    data = builder.as_dataset()
+    return builder.as_dataset()
+
+
+def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path, seed: int) -> datasets.DatasetDict:
+    data = datasets.load_from_disk(args.dataset) if args.dataset else build_data(model_args, args, output_dir)
     if "validation" not in data:
+        print(f"No validation split: {args.validation_fraction:.0%} of the chains are held out at random.")
         halves = data["train"].train_test_split(args.validation_fraction, seed=seed)
         data = datasets.DatasetDict(train=halves["train"], validation=halves["test"])
     return data

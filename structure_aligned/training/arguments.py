@@ -74,12 +74,7 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
             num_selected(1, self.selection_ratio)  # says what is wrong with a ratio that is none
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the collator needs the dataset's own columns.")
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started > 1 and self.world_size == 1:
-            raise ValueError(
-                f"{started} processes were started but each would train on its own and overwrite the others' files. "
-                "On machines without a GPU, Accelerate joins them only with use_cpu=True (`--use_cpu`)."
-            )
+        check_processes(int(os.environ.get("WORLD_SIZE", "1")), self.world_size)
         if self.n_gpu > 1:
             raise ValueError(
                 f"This process sees {self.n_gpu} GPUs and would use DataParallel, which cuts the contrastive loss "
@@ -89,3 +84,12 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
     @property
     def loss_weights(self) -> LossWeights:
         return LossWeights(self.mlm_weight, self.physical_weight, self.latent_weight)
+
+
+def check_processes(started: int, joined: int) -> None:
+    """Raises `ValueError` where several processes were started and Accelerate did not make one job of them."""
+    if started > 1 and joined == 1:
+        raise ValueError(
+            f"{started} processes were started but each would train on its own and overwrite the others' files. On "
+            "machines without a GPU, Accelerate joins them only with use_cpu=True (`--use_cpu`)."
+        )

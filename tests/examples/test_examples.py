@@ -109,6 +109,14 @@ def test_train_on_files_with_a_config_and_overrides(prepared, tmp_path):
     assert refused.returncode != 0 and "unknown options ['learning_rat']" in refused.stderr
 
 
+def test_train_without_a_validation_split_holds_some_chains_out(prepared, tmp_path):
+    root, _ = prepared
+    datasets.DatasetDict(train=datasets.load_from_disk(root / "dataset")["train"]).save_to_disk(tmp_path / "dataset")
+    options = (*TINY, "--num_train_epochs", 1, "--validation_fraction", 0.25, "--output_dir", tmp_path / "out")
+    output = start("train.py", "--dataset", tmp_path / "dataset", *options).stdout
+    assert "No validation split: 25% of the chains" in output and "| token_accuracy |" in output
+
+
 def test_best_checkpoint_is_what_is_saved(prepared, tmp_path):
     """A rate that ruins the model: the best epoch is not the last, and its LayerNorms come back too."""
     root, _ = prepared

@@ -7,7 +7,7 @@ import torch
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
 from structure_aligned.models.esm2 import esm2_tokenizer
 from structure_aligned.objectives.losses import IGNORE_INDEX
-from structure_aligned.training.arguments import StructureAlignmentTrainingArguments
+from structure_aligned.training.arguments import StructureAlignmentTrainingArguments, check_processes
 from structure_aligned.training.trainer import StructureAlignmentTrainer
 from tests import tiny
 
@@ -192,8 +192,8 @@ def test_arguments_have_the_papers_defaults_and_refuse_nonsense(tmp_path):
             StructureAlignmentTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
 
 
-def test_processes_that_were_not_joined_are_refused(tmp_path, monkeypatch):
-    StructureAlignmentTrainingArguments(output_dir=str(tmp_path), use_cpu=True)  # a process group of one
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_processes_that_were_not_joined_are_refused():
+    check_processes(started=1, joined=1)
+    check_processes(started=2, joined=2)
     with pytest.raises(ValueError, match="2 processes were started but each would train on its own"):
-        StructureAlignmentTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        check_processes(started=2, joined=1)
