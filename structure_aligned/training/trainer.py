@@ -205,7 +205,7 @@ class StructureAlignmentTrainer(Trainer):
         inputs: dict[str, torch.Tensor],
     ) -> None:
         """Add to the sums on the device; `log` fetches them, so that no step waits for a number to print."""
-        num_kept = {name: num_selected(len(values), 1.0) for name, values in losses.items()}
+        num_kept = {name: len(values) for name, values in losses.items()}
         num_kept |= {
             name: num_selected(len(mask), self.selection_ratio, self.args.selection_keep)
             for name, mask in kept.items()
