@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--structures", nargs="+", required=True, help="files, folders or globs of the train split")
     parser.add_argument("--validation_structures", nargs="+", help="the same, for the validation split")
-    parser.add_argument("--pgnn", required=True, help="GearNet: a folder of save_pretrained, or a .pth of torchdrug")
+    parser.add_argument("--pgnn", required=True, help="GearNet or ProteinMPNN: folder or weights file")
     parser.add_argument("--output", required=True, type=Path, help="folder of the dataset")
     parser.add_argument("--cache_dir", help="of intermediate results; Datasets' own by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -2,6 +2,7 @@
 Align a protein language model with structures.
 
     accelerate launch examples/train.py                                # quickstart: synthetic folds, small model, CPU
+    accelerate launch examples/train.py --model_type AMPLIFY --pgnn proteinmpnn     # the same, of other families
     accelerate launch examples/train.py --structures DIR --pgnn mc_gearnet_edge.pth \
         --model_name_or_path facebook/esm2_t6_8M_UR50D --output_dir outputs/saesm2_8m
     accelerate launch examples/train.py config.yaml --learning_rate 5e-4     # options from a file, some overridden
@@ -22,17 +23,13 @@ from transformers import AutoTokenizer, HfArgumentParser, set_seed
 from structure_aligned import (
     AutoModelForStructureAlignment,
     DataCollatorForStructureAlignment,
-    EsmForStructureAlignment,
-    GearNetModel,
     StructureAlignmentTrainer,
     StructureAlignmentTrainingArguments,
     StructureDatasetBuilder,
     comparison_table,
     embedding_dim,
-    esm2_config,
-    esm2_tokenizer,
+    fresh_trunk,
     load_pgnn,
-    untrained_gearnet,
     write_synthetic_folds,
 )
 
@@ -42,12 +39,16 @@ QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str | None = field(default=None, metadata={"help": "ESM2 to align; without it a fresh one."})
-    num_hidden_layers: int = field(default=6, metadata={"help": "Layers of a fresh ESM2."})
-    hidden_size: int = field(default=320, metadata={"help": "Width of a fresh ESM2."})
-    num_attention_heads: int = field(default=20, metadata={"help": "Attention heads of a fresh ESM2."})
-    pgnn: str | None = field(default=None, metadata={"help": "GearNet folder, or .pth as torchdrug saves it."})
-    pgnn_dim: int = field(default=128, metadata={"help": "Width of the untrained GearNet used without --pgnn."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Model to align; without it a fresh one."})
+    model_type: str = field(default="esm", metadata={"help": "Family of a fresh model: esm (ESM2) or AMPLIFY."})
+    num_hidden_layers: int = field(default=6, metadata={"help": "Layers of a fresh model."})
+    hidden_size: int = field(default=320, metadata={"help": "Width of a fresh model."})
+    num_attention_heads: int = field(default=20, metadata={"help": "Attention heads of a fresh model."})
+    pgnn: str = field(
+        default="gearnet",
+        metadata={"help": "Folder or weights file of a pGNN; gearnet or proteinmpnn for an untrained one."},
+    )
+    pgnn_dim: int = field(default=128, metadata={"help": "Width of an untrained pGNN."})
 
 
 @dataclass
@@ -80,13 +81,6 @@ def parse_arguments(argv: list[str]) -> tuple:
     return parser.parse_args_into_dataclasses(argv)
 
 
-def make_pgnn(args: ModelArguments) -> GearNetModel:
-    if args.pgnn is not None:
-        return load_pgnn(args.pgnn, "cuda" if torch.cuda.is_available() else "cpu")
-    print("No --pgnn given: an UNTRAINED GearNet is used. Its embeddings only reflect local geometry.")
-    return untrained_gearnet([args.pgnn_dim] * 3)
-
-
 def build_data(model_args: ModelArguments, args: DataArguments, output_dir: Path) -> datasets.DatasetDict:
     if args.structures is None:
         structures = {}
@@ -97,7 +91,9 @@ def build_data(model_args: ModelArguments, args: DataArguments, output_dir: Path
         structures = {"train": args.structures}
         if args.validation_structures is not None:
             structures["validation"] = args.validation_structures
-    builder = StructureDatasetBuilder(structures, make_pgnn(model_args), args.cache_dir, on_error=args.on_error)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pgnn = load_pgnn(model_args.pgnn, device, width=model_args.pgnn_dim)
+    builder = StructureDatasetBuilder(structures, pgnn, args.cache_dir, on_error=args.on_error)
     builder.download_and_prepare(num_proc=args.num_proc)
     return builder.as_dataset()
 
@@ -116,8 +112,9 @@ def load_model(args: ModelArguments, structure_dim: int) -> tuple:
     if args.model_name_or_path is not None:
         model = AutoModelForStructureAlignment.from_pretrained(args.model_name_or_path, structure_alignment=heads)
         return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
-    config = esm2_config(args.num_hidden_layers, args.hidden_size, args.num_attention_heads, structure_alignment=heads)
-    return EsmForStructureAlignment(config), esm2_tokenizer()
+    sizes = (args.num_hidden_layers, args.hidden_size, args.num_attention_heads)
+    config, tokenizer = fresh_trunk(args.model_type, *sizes, structure_alignment=heads)
+    return AutoModelForStructureAlignment.from_config(config), tokenizer
 
 
 def main() -> None:
@@ -143,7 +140,8 @@ def main() -> None:
     trainer.save_metrics("eval", after)
     if trainer.is_world_process_zero():
         print("\n" + comparison_table(before, after, data["validation"]))
-        print(f"\nSaved {training_args.output_dir}: AutoModel.from_pretrained loads it without structure_aligned.")
+        plain = " without structure_aligned" if model.config.model_type == "esm" else ""
+        print(f"\nSaved {training_args.output_dir}: AutoModel.from_pretrained loads it{plain}.")
 
 
 if __name__ == "__main__":

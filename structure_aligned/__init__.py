@@ -1,13 +1,16 @@
 """
-Protein language models that know structure: ESM2 trunks post-trained with the latent and physical structure tasks.
+Protein language models that know structure: ESM2 and AMPLIFY post-trained with a latent and a physical structure task.
 
-Public names are imported on first use (PEP 562), so that `import structure_aligned` takes milliseconds.
+Public names are imported on first use (PEP 562), so that `import structure_aligned` takes milliseconds. From then on
+the Auto classes of Transformers load AMPLIFY, GearNet and ProteinMPNN folders.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from . import registration
 
 
 __version__ = "0.1.0"
@@ -18,12 +21,21 @@ _PUBLIC = {
     "structure.tokens": ["STRUCTURE_ALPHABET_3DI", "encode_3di", "structure_tokens_to_string"],
     "structure.graph": ["residue_graph"],
     "structure.synthetic": ["synthetic_chain", "synthetic_chains", "write_synthetic_folds"],
-    "models.configuration": ["GearNetConfig"],
+    "models.configuration": ["AmplifyConfig", "GearNetConfig", "ProteinMPNNConfig"],
+    "models.amplify": ["AmplifyForMaskedLM", "AmplifyModel"],
+    "models.amplify_tokenizer": ["amplify_tokenizer"],
     "models.gearnet": ["GearNetModel"],
+    "models.proteinmpnn": ["ProteinMPNNEncoder"],
     "models.heads": ["StructureAlignmentOutput", "StructureAlignmentSettings"],
-    "models.alignment": ["AutoModelForStructureAlignment", "EsmForStructureAlignment", "compute_residue_losses"],
+    "models.alignment": [
+        "AmplifyForStructureAlignment",
+        "AutoModelForStructureAlignment",
+        "EsmForStructureAlignment",
+        "compute_residue_losses",
+    ],
     "models.esm2": ["esm2_config", "esm2_tokenizer"],
-    "models.pgnn": ["load_pgnn", "untrained_gearnet"],
+    "models.pgnn": ["PGNN_FAMILIES", "load_pgnn", "register_pgnn", "untrained_gearnet", "untrained_proteinmpnn"],
+    "models.trunks": ["fresh_trunk"],
     "objectives.losses": ["LossWeights", "ResidueLosses", "combine_losses", "residue_contrastive_losses"],
     "objectives.selection": ["select_residues"],
     "data.builder": ["StructureDatasetBuilder", "dataset_pgnn", "embedding_dim"],
@@ -54,12 +66,21 @@ if TYPE_CHECKING:
     from .data.builder import StructureDatasetBuilder, dataset_pgnn, embedding_dim
     from .data.collator import DataCollatorForStructureAlignment
     from .data.features import decode_embedding
-    from .models.alignment import AutoModelForStructureAlignment, EsmForStructureAlignment, compute_residue_losses
-    from .models.configuration import GearNetConfig
+    from .models.alignment import (
+        AmplifyForStructureAlignment,
+        AutoModelForStructureAlignment,
+        EsmForStructureAlignment,
+        compute_residue_losses,
+    )
+    from .models.amplify import AmplifyForMaskedLM, AmplifyModel
+    from .models.amplify_tokenizer import amplify_tokenizer
+    from .models.configuration import AmplifyConfig, GearNetConfig, ProteinMPNNConfig
     from .models.esm2 import esm2_config, esm2_tokenizer
     from .models.gearnet import GearNetModel
     from .models.heads import StructureAlignmentOutput, StructureAlignmentSettings
-    from .models.pgnn import load_pgnn, untrained_gearnet
+    from .models.pgnn import PGNN_FAMILIES, load_pgnn, register_pgnn, untrained_gearnet, untrained_proteinmpnn
+    from .models.proteinmpnn import ProteinMPNNEncoder
+    from .models.trunks import fresh_trunk
     from .objectives.losses import LossWeights, ResidueLosses, combine_losses, residue_contrastive_losses
     from .objectives.selection import select_residues
     from .structure.chain import ProteinChain
@@ -70,3 +91,6 @@ if TYPE_CHECKING:
     from .training.arguments import StructureAlignmentTrainingArguments
     from .training.report import comparison_table, majority_accuracy
     from .training.trainer import StructureAlignmentTrainer
+
+
+registration.install()

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 import structure_aligned
+from structure_aligned import AmplifyConfig, GearNetConfig, ProteinMPNNConfig
 from structure_aligned.data import collator
 
 
@@ -44,11 +46,51 @@ def test_public_names_are_lazy_and_complete():
     for_type_checkers = {
         alias.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.level
+        if isinstance(node, ast.ImportFrom) and node.level and node.module
         for alias in node.names
     }
     assert for_type_checkers == set(structure_aligned.__all__) - {"__version__"}
     assert set(structure_aligned.__all__) <= set(dir(structure_aligned))
+
+
+AUTO_FIRST = "from transformers import AutoModel"
+OURS_FIRST = "import structure_aligned"
+# As programs do it: the Auto classes before us, after us, through something else, or not at all before the model.
+IMPORTS = {
+    "after": f"{OURS_FIRST}; {AUTO_FIRST}",
+    "before": f"{AUTO_FIRST}; {OURS_FIRST}",
+    "trainer": f"{OURS_FIRST}; from transformers import Trainer, pipeline; {AUTO_FIRST}",
+    "peft": f"{OURS_FIRST}, peft; {AUTO_FIRST}",
+    "amplify": f"from structure_aligned import AmplifyModel; {AUTO_FIRST}",
+    "gearnet": f"import structure_aligned.models.gearnet; {AUTO_FIRST}",
+    "proteinmpnn": f"import structure_aligned.models.proteinmpnn; {AUTO_FIRST}",
+    "configuration": f"import structure_aligned.models.configuration; {AUTO_FIRST}",
+}
+
+
+@pytest.mark.parametrize("order", IMPORTS)
+def test_the_auto_classes_know_our_networks_whatever_is_imported_first(tmp_path, order):
+    AmplifyConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path / "amplify")
+    GearNetConfig(hidden_dims=[4]).save_pretrained(tmp_path / "gearnet")
+    ProteinMPNNConfig(hidden_size=4, num_encoder_layers=1).save_pretrained(tmp_path / "proteinmpnn")
+    script = (
+        f"{IMPORTS[order]}; import sys; from transformers import AutoConfig;"
+        "names = [type(AutoModel.from_config(AutoConfig.from_pretrained(path))).__name__ for path in sys.argv[1:]];"
+        "assert names == ['AmplifyModel', 'GearNetModel', 'ProteinMPNNEncoder'], names"
+    )
+    command = [sys.executable, "-c", script, *(str(tmp_path / n) for n in ("amplify", "gearnet", "proteinmpnn"))]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_auto_config_alone_knows_our_configurations(tmp_path):
+    AmplifyConfig().save_pretrained(tmp_path)
+    script = (
+        "import structure_aligned, sys; from transformers import AutoConfig;"
+        "assert type(AutoConfig.from_pretrained(sys.argv[1])).__name__ == 'AmplifyConfig';"
+        "assert 'transformers.models.auto.modeling_auto' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=ROOT)
 
 
 def test_doctests():

@@ -1,12 +1,18 @@
 """Tiny models, rows and pGNNs built in-process, for tests all over the package."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from transformers import EsmConfig
+from transformers import EsmForMaskedLM, PreTrainedConfig
 
 from structure_aligned.data.builder import FEATURES
-from structure_aligned.models.alignment import EsmForStructureAlignment
-from structure_aligned.models.esm2 import esm2_config
+from structure_aligned.models.alignment import AmplifyForStructureAlignment, EsmForStructureAlignment
+from structure_aligned.models.amplify import AmplifyForMaskedLM
+from structure_aligned.models.amplify_tokenizer import amplify_tokenizer
+from structure_aligned.models.esm2 import esm2_tokenizer
+from structure_aligned.models.trunks import fresh_trunk
 from structure_aligned.structure.chain import ProteinChain
 
 
@@ -14,14 +20,42 @@ AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 STRUCTURE_DIM = 24
 
 
-def esm_config(**changes) -> EsmConfig:
-    heads = {"structure_alignment": {"structure_dim": STRUCTURE_DIM}}
-    return esm2_config(2, 32, 4, **(heads | changes))
+@dataclass(frozen=True)
+class Family:
+    """One family of sequence trunks: what tests need to know to be the same for all of them."""
+
+    model_type: str
+    plain: type
+    aligned: type
+    tokenizer: Callable
+    hidden_states: int
+    """Number of `hidden_states` of two layers: with the embedding or without."""
+    config_options: dict
+
+    def config(self, **changes) -> PreTrainedConfig:
+        heads = {"structure_alignment": {"structure_dim": STRUCTURE_DIM}}
+        return fresh_trunk(self.model_type, 2, 32, 4, **(heads | self.config_options | changes))[0]
+
+    def model(self, seed: int = 0, **changes):
+        torch.manual_seed(seed)
+        return self.aligned(self.config(**changes)).eval()
 
 
-def esm_model(seed: int = 0, **changes) -> EsmForStructureAlignment:
-    torch.manual_seed(seed)
-    return EsmForStructureAlignment(esm_config(**changes)).eval()
+FAMILIES = {
+    "esm": Family("esm", EsmForMaskedLM, EsmForStructureAlignment, esm2_tokenizer, 3, {}),
+    # The published initialisation is so narrow that a network of this size hardly depends on its input.
+    "AMPLIFY": Family(
+        "AMPLIFY",
+        AmplifyForMaskedLM,
+        AmplifyForStructureAlignment,
+        amplify_tokenizer,
+        2,
+        {"embedding_init_range": 0.5, "decoder_init_range": 0.2},
+    ),
+}
+
+esm_config = FAMILIES["esm"].config
+esm_model = FAMILIES["esm"].model
 
 
 def row(index: int, length: int | None = None, pgnn: str = "tiny") -> dict:

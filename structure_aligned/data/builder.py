@@ -103,7 +103,8 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
     Args:
         structures (`str`, `os.PathLike`, `list` or `dict`): A file, a folder (searched recursively), a glob, a list
             of these, or a dict from split name to any of these.
-        pgnn ([`GearNetModel`] or any object with `output_dim` and `embed_batch`): Gives the residue embeddings.
+        pgnn: Gives the residue embeddings: a [`GearNetModel`], a [`ProteinMPNNEncoder`], any object with `output_dim`
+            and `embed_batch`, or what [`load_pgnn`] takes: a path, or `"gearnet"` or `"proteinmpnn"` (untrained).
         cache_dir (`str`, *optional*): Of the dataset; Datasets' own by default.
         feature_cache (`str`, *optional*): Of the per-structure features; a folder in `cache_dir` by default. Share it
             between datasets of the same structures.
@@ -134,7 +135,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
     def __init__(
         self,
         structures: Any,
-        pgnn: ProteinGNN,
+        pgnn: ProteinGNN | str | os.PathLike,
         cache_dir: str | os.PathLike | None = None,
         *,
         feature_cache: str | os.PathLike | None = None,
@@ -150,6 +151,10 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         filters = ChainFilter(**{name: options.pop(name) for name in names if name in options})
         by_split = structures if isinstance(structures, dict) else {"train": structures}
         self._files = {split: resolve_structures(given) for split, given in by_split.items()}
+        if isinstance(pgnn, (str, os.PathLike)):
+            from ..models.pgnn import load_pgnn  # with Transformers, which the reading workers do without
+
+            pgnn = load_pgnn(pgnn)
         self._pgnn = pgnn
         self._pgnn_identity = pgnn_identity(pgnn)
         # Datasets' cache knows neither what is in the files nor the code: so the key is made here, from both.

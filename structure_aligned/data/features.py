@@ -31,7 +31,7 @@ from ..structure.io import read_chains
 from ..structure.tokens import encode_3di
 
 
-CHAIN_VERSION = 1
+CHAIN_VERSION = 2
 """Raise when `read_chains` or `encode_3di` give other results for the same file."""
 
 EMBEDDING_VERSION = 1

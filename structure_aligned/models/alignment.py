@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..objectives.losses import (
     LossWeights,
@@ -16,6 +17,8 @@ from ..objectives.losses import (
     labelled_cross_entropy,
     residue_contrastive_losses,
 )
+from .amplify import AmplifyForMaskedLM
+from .configuration import AmplifyConfig
 from .heads import StructureAlignmentHeads, StructureAlignmentOutput, StructureAlignmentSettings
 
 
@@ -56,8 +59,6 @@ def compute_residue_losses(
 class StructureAlignmentMixin:
     """What the alignment classes of all trunks share. Goes before the trunk's masked-LM class."""
 
-    _trunk_name: str  # attribute that holds the encoder with `last_hidden_state`
-
     @classmethod
     def from_pretrained(
         cls,
@@ -78,10 +79,9 @@ class StructureAlignmentMixin:
             if config is None:
                 config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **_hub_options(kwargs))
             config = copy.deepcopy(config)
-            config.structure_alignment = {
-                **(getattr(config, "structure_alignment", None) or {}),
-                **structure_alignment,
-            }
+            stored = getattr(config, "structure_alignment", None) or {}
+            config.structure_alignment = {**stored, **structure_alignment}
+            _check_same_pgnn(stored, structure_alignment)
             kwargs["config"] = config
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
@@ -107,6 +107,50 @@ class StructureAlignmentMixin:
             module.initialize()
         else:
             super()._init_weights(module)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        structure_labels: torch.LongTensor | None = None,
+        structure_embeddings: torch.Tensor | None = None,
+        residue_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> StructureAlignmentOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, length)`): Tokens, usually with masked residues.
+            attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 1 for tokens, 0 for padding.
+            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): Residue token at masked
+                positions, −100 elsewhere.
+            structure_labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): 3Di token, −100 where
+                there is none.
+            structure_embeddings (`torch.Tensor` of shape `(batch_size, length, structure_dim)`, *optional*): The
+                frozen pGNN's.
+            residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Positions whose
+                `structure_embeddings` count.
+        """
+        return_dict = kwargs.pop("return_dict", None)
+        logits, trunk = self._run_trunk(input_ids, attention_mask, **kwargs)
+        aligned = self._align(
+            logits,
+            trunk.last_hidden_state,
+            labels,
+            structure_labels,
+            structure_embeddings,
+            residue_mask,
+            hidden_states=trunk.hidden_states,
+            attentions=trunk.attentions,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return aligned if return_dict else aligned.to_tuple()
+
+    def _run_trunk(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> tuple[torch.Tensor, ModelOutput]:
+        """MLM logits, and the trunk's output with `last_hidden_state`, `hidden_states` and `attentions`."""
+        raise NotImplementedError
 
     def _align(
         self,
@@ -145,7 +189,9 @@ class StructureAlignmentMixin:
             losses = compute_residue_losses(outputs, labels, structure_labels, residue_mask)
             if losses.items():
                 weights = LossWeights(*self.config.structure_alignment["loss_weights"])
-                outputs.loss, _ = combine_losses(losses, weights)
+                loss, _ = combine_losses(losses, weights)
+                # A new object, because the order of a tuple is the order in which the fields were set.
+                outputs = StructureAlignmentOutput(loss=loss, **outputs)
         return outputs
 
     @staticmethod
@@ -172,43 +218,30 @@ class EsmForStructureAlignment(StructureAlignmentMixin, EsmForMaskedLM):
         self._add_alignment_heads(config)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        structure_labels: torch.LongTensor | None = None,
-        structure_embeddings: torch.Tensor | None = None,
-        residue_mask: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> StructureAlignmentOutput:
-        """
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, length)`): Tokens, usually with masked residues.
-            attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 1 for tokens, 0 for padding.
-            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): Residue token at masked
-                positions, −100 elsewhere.
-            structure_labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): 3Di token, −100 where
-                there is none.
-            structure_embeddings (`torch.Tensor` of shape `(batch_size, length, structure_dim)`, *optional*): The
-                frozen pGNN's.
-            residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Positions whose
-                `structure_embeddings` count.
-        """
-        return_dict = kwargs.pop("return_dict", None)
+    def _run_trunk(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> tuple[torch.Tensor, ModelOutput]:
         outputs = self.esm(input_ids, attention_mask=attention_mask, **kwargs)
-        aligned = self._align(
-            self.lm_head(outputs.last_hidden_state),
-            outputs.last_hidden_state,
-            labels,
-            structure_labels,
-            structure_embeddings,
-            residue_mask,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return aligned if return_dict else aligned.to_tuple()
+        return self.lm_head(outputs.last_hidden_state), outputs
+
+
+class AmplifyForStructureAlignment(StructureAlignmentMixin, AmplifyForMaskedLM):
+    """
+    AMPLIFY with the alignment heads, on the output of its last block (before `layer_norm_2`).
+
+    Its folders are AMPLIFY checkpoints: the names are the published ones, and `alignment.*` comes on top.
+    """
+
+    def __init__(self, config: AmplifyConfig) -> None:
+        super().__init__(config)
+        self._add_alignment_heads(config)
+        self.post_init()
+
+    def _run_trunk(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> tuple[torch.Tensor, ModelOutput]:
+        outputs = self._encode(input_ids, attention_mask, **kwargs)
+        return outputs.logits, outputs
 
 
 class AutoModelForStructureAlignment:
@@ -221,6 +254,7 @@ class AutoModelForStructureAlignment:
 
     _model_classes: ClassVar[dict[type[PreTrainedConfig], type[PreTrainedModel]]] = {
         EsmConfig: EsmForStructureAlignment,
+        AmplifyConfig: AmplifyForStructureAlignment,
     }
 
     def __init__(self) -> None:
@@ -265,3 +299,13 @@ def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Those of the arguments of `from_pretrained` that say where to look."""
     names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _check_same_pgnn(stored: dict, asked: dict) -> None:
+    trained, width = stored.get("pgnn"), stored.get("structure_dim")
+    if trained is not None and asked.get("structure_dim", width) != width:
+        raise ValueError(
+            f"This checkpoint was aligned with {trained}, whose embeddings are {width} wide, but a structure_dim of "
+            f"{asked['structure_dim']} was asked for: another pGNN. Use a dataset made with the pGNN it was aligned "
+            "with, or start from the plain trunk, whose heads are fresh."
+        )

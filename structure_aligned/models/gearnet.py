@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel, initialization
+from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.utils import ModelOutput
 
 from structure_aligned.structure.chain import ProteinChain
@@ -34,6 +33,7 @@ from structure_aligned.structure.graph import (
 from structure_aligned.structure.line_graph import LineGraph, LineGraphBlock
 
 from .configuration import EMBEDDING_LAYERS, GearNetConfig
+from .modes import evaluating
 from .torchdrug import check_state_dict, read_state_dict, settings_from_state_dict
 
 
@@ -305,7 +305,7 @@ class GearNetModel(GearNetPreTrainedModel):
         if max_edges < 1:
             raise ValueError(f"max_edges is {max_edges}; expected at least 1.")
         results: list[torch.Tensor] = []
-        with _running_statistics(self):
+        with evaluating(self):
             for group in self._graphs(chains, max_edges):
                 graphs = [graph for graph, _ in group if graph is not None]
                 embedded = iter(self._run(ResidueGraph.pack(graphs), layers) if graphs else ())
@@ -359,17 +359,4 @@ def _sorted_edges(edges: torch.Tensor, size: int, relations: int) -> torch.Tenso
     return edges if bool((key[1:] >= key[:-1]).all()) else edges[key.argsort()]
 
 
-@contextmanager
-def _running_statistics(model: nn.Module) -> Iterator[None]:
-    """`eval()` inside; every module is then put back into the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-AutoConfig.register("gearnet", GearNetConfig, exist_ok=True)
 AutoModel.register(GearNetConfig, GearNetModel, exist_ok=True)

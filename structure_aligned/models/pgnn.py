@@ -1,39 +1,136 @@
-"""A protein graph neural network to embed with: from a path, whatever wrote it, or untrained for try-outs."""
+"""A protein graph neural network to embed with: by the name of a family, from a path, or untrained for try-outs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..structure.graph import ResidueGraph
 from ..structure.synthetic import synthetic_chains
-from .configuration import GearNetConfig
+from .configuration import GearNetConfig, ProteinMPNNConfig
 from .gearnet import GearNetModel
+from .proteinmpnn import ProteinMPNNEncoder
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class PgnnFamily:
+    """
+    How networks of one family come about.
+
+    Args:
+        model_class (`type[PreTrainedModel]`): Loads folders of `save_pretrained`.
+        from_file (`Callable[[Path], PreTrainedModel]`): Loads the authors' weights file.
+        owns (`Callable[[dict], bool]`): Whether the content of a weights file looks like this family's.
+        untrained (`Callable[[int | None], PreTrainedModel]`): A network of this width, or of the family's default,
+            with random weights.
+    """
+
+    model_class: type[PreTrainedModel]
+    from_file: Callable[[Path], PreTrainedModel]
+    owns: Callable[[dict], bool]
+    untrained: Callable[[int | None], PreTrainedModel]
+
+
+PGNN_FAMILIES: dict[str, PgnnFamily] = {}
+"""Families by the name that `StructureDatasetBuilder(pgnn=…)` and `--pgnn` take."""
+
+
+def register_pgnn(name: str, family: PgnnFamily) -> None:
+    """Make a family known to [`load_pgnn`], and so to the builder and the examples."""
+    if os.sep in name or not name:
+        raise ValueError(f"{name!r} cannot name a family of pGNNs: it must not look like a path.")
+    PGNN_FAMILIES[name] = family
 
 
 def load_pgnn(
-    path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> GearNetModel:
+    pgnn: str | os.PathLike | Any,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    width: int | None = None,
+) -> Any:
     """
     A frozen pGNN, ready to embed.
 
     Args:
-        path (`str` or `os.PathLike`): A folder written by `save_pretrained`, or a weights file of torchdrug such as
-            `mc_gearnet_edge.pth`.
+        pgnn (`str` or `os.PathLike`): A folder written by `save_pretrained`; a weights file as its authors publish it
+            (GearNet's `mc_gearnet_edge.pth`, ProteinMPNN's `v_48_020.pt`); or the name of a family, `"gearnet"` or
+            `"proteinmpnn"`, for an *untrained* network. An object with `embed_batch` and `output_dim` is returned as
+            it is.
         device, dtype: Where and in which precision it computes.
+        width (`int`, *optional*): Of an untrained network; else its family's own.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(
-            f"There is no pGNN at {path}. Give a folder written by GearNetModel.save_pretrained, or a weights file as "
-            "published by the GearNet authors (mc_gearnet_edge.pth, Zenodo record 7593637)."
+    if hasattr(pgnn, "embed_batch") and hasattr(pgnn, "output_dim"):
+        return pgnn
+    if not isinstance(pgnn, (str, os.PathLike)):
+        raise TypeError(
+            f"A {type(pgnn).__name__} is no pGNN; expected a path, one of {', '.join(PGNN_FAMILIES)}, or an object "
+            "with output_dim and embed_batch(list of ProteinChain) -> list of (L, output_dim) tensors."
         )
-    pgnn = GearNetModel.from_pretrained(path) if path.is_dir() else GearNetModel.from_torchdrug(path)
-    return pgnn.eval().requires_grad_(False).to(device=device, dtype=dtype)
+    path = Path(pgnn)
+    if path.is_dir():
+        network = _family_of_folder(path).model_class.from_pretrained(path)
+    elif path.is_file():
+        network = _family_of_file(path).from_file(path)
+    elif str(pgnn) in PGNN_FAMILIES:
+        logger.warning(
+            f"pgnn={str(pgnn)!r} without weights is an UNTRAINED network: its embeddings only reflect local geometry. "
+            "Give the path of pre-trained weights for more than a try-out."
+        )
+        network = PGNN_FAMILIES[str(pgnn)].untrained(width)
+    else:
+        raise ValueError(
+            f"There is no pGNN at {path}. Give a folder written by save_pretrained, a weights file as published "
+            "(GearNet's mc_gearnet_edge.pth of Zenodo record 7593637, ProteinMPNN's v_48_020.pt), or one of "
+            f"{', '.join(PGNN_FAMILIES)} for an untrained network."
+        )
+    return network.eval().requires_grad_(False).to(device=device, dtype=dtype)
+
+
+def _family_of_folder(path: Path) -> PgnnFamily:
+    config = AutoConfig.from_pretrained(path)
+    for family in PGNN_FAMILIES.values():
+        if isinstance(config, family.model_class.config_class):
+            return family
+    known = ", ".join(family.model_class.config_class.model_type for family in PGNN_FAMILIES.values())
+    raise ValueError(f"{path} holds a model of type {config.model_type!r}; expected a pGNN, one of: {known}.")
+
+
+def _family_of_file(path: Path) -> PgnnFamily:
+    try:
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, "cpu", weights_only=True, mmap=False)
+        )
+    except (
+        pickle.UnpicklingError,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        OSError,
+    ):
+        content = {}  # the loader of the first family says what is wrong with it
+    for family in PGNN_FAMILIES.values():
+        if isinstance(content, dict) and family.owns(content):
+            return family
+    return next(iter(PGNN_FAMILIES.values()))
 
 
 @torch.no_grad()
@@ -63,3 +160,40 @@ def untrained_gearnet(hidden_dims: Sequence[int] = (512,) * 6, seed: int = 0) ->
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
     return pgnn.eval().requires_grad_(False)
+
+
+def untrained_proteinmpnn(seed: int = 0, **options: Any) -> ProteinMPNNEncoder:
+    """
+    A ProteinMPNN encoder with random weights, for try-outs and benchmarks. It never sees the sequence, so that its
+    embeddings are of the backbone's local geometry alone.
+
+    Args:
+        options (`Any`): Fields of [`ProteinMPNNConfig`], such as `hidden_size=64`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ProteinMPNNEncoder(ProteinMPNNConfig(**options)).eval().requires_grad_(False)
+
+
+def _is_proteinmpnn(content: dict) -> bool:
+    return "model_state_dict" in content or any(str(name).startswith("encoder_layers.") for name in content)
+
+
+register_pgnn(
+    "gearnet",
+    PgnnFamily(
+        GearNetModel,
+        GearNetModel.from_torchdrug,
+        lambda content: any(str(name).startswith("layers.") for name in content),
+        lambda width: untrained_gearnet([width or 512] * 6),
+    ),
+)
+register_pgnn(
+    "proteinmpnn",
+    PgnnFamily(
+        ProteinMPNNEncoder,
+        ProteinMPNNEncoder.from_checkpoint,
+        _is_proteinmpnn,
+        lambda width: untrained_proteinmpnn(hidden_size=width or 128),
+    ),
+)

@@ -27,7 +27,15 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (
+        pickle.UnpicklingError,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        OSError,
+    ) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path} is not a file of plain tensors ({reason}). Expected a bare state dict as torchdrug's authors "
@@ -39,8 +47,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     others = sorted(str(name) for name, value in state.items() if not isinstance(value, torch.Tensor))
     if others:
         raise ValueError(
-            f"{path} is not a bare state dict: {_some(others)} are no tensors. If it is a training checkpoint, save "
-            "the state dict of the model in it under its own name and load that."
+            f"{path} is not a bare state dict: {some_names(others)} are no tensors. If it is a training checkpoint, "
+            "save the state dict of the model in it under its own name and load that."
         )
     return dict(state)
 
@@ -52,10 +60,10 @@ def settings_from_state_dict(state: Mapping[str, torch.Tensor], path: str | Path
     Raises:
         ValueError: They are not those of a GearNet or GearNet-Edge over the seven relations of a residue graph.
     """
-    if any("ieconv" in name.lower() for name in state):
+    if foreign := [name for name in state if "ieconv" in name.lower()]:
         raise ValueError(
-            f"{path} is of the IEConv family ({_some([name for name in state if 'ieconv' in name.lower()])}), another "
-            "network. Expected a GearNet or GearNet-Edge, such as mc_gearnet.pth or mc_gearnet_edge.pth."
+            f"{path} is of the IEConv family ({some_names(foreign)}), another network. "
+            "Expected a GearNet or GearNet-Edge, such as mc_gearnet.pth or mc_gearnet_edge.pth."
         )
     prefixes = sorted({name[: match.start()] for name in state if (match := re.search(r"\blayers\.\d+\.", name))})
     if prefixes and "" not in prefixes:
@@ -65,7 +73,7 @@ def settings_from_state_dict(state: Mapping[str, torch.Tensor], path: str | Path
         )
     count = _count(state, "layers")
     if not count:
-        raise ValueError(f"{path} has no layers.0.linear.weight but {_some(list(state))}; it is no GearNet.")
+        raise ValueError(f"{path} has no layers.0.linear.weight but {some_names(list(state))}; it is no GearNet.")
     shapes = {}
     for family, length in (("layers", count), ("edge_layers", _count(state, "edge_layers"))):
         for index in range(length):
@@ -112,16 +120,16 @@ def check_state_dict(
     """Raises `ValueError` unless names and shapes are exactly those expected."""
     problems = []
     if missing := sorted(set(expected) - set(state)):
-        problems.append(f"missing are {_some(missing)}")
+        problems.append(f"missing are {some_names(missing)}")
     if unexpected := sorted(set(state) - set(expected)):
-        problems.append(f"not part of this network are {_some(unexpected)}")
+        problems.append(f"not part of this network are {some_names(unexpected)}")
     wrong = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(shape)}"
         for name, shape in expected.items()
         if name in state and state[name].shape != shape
     ]
     if wrong:
-        problems.append(f"of another shape are {_some(wrong)}")
+        problems.append(f"of another shape are {some_names(wrong)}")
     if problems:
         raise ValueError(
             f"{path} does not fit the GearNet that its first layers describe: {'; '.join(problems)}. Expected the "
@@ -145,5 +153,5 @@ def _ratio(shapes: Mapping[tuple[str, int, str], tuple[int, ...]], family: str, 
     return width // own
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -69,8 +69,11 @@ class ProteinChain:
         return self.coords[:, BACKBONE_ATOMS.index("CA")]
 
     def digest(self) -> str:
-        """SHA-256 over sequence and coordinates: what the features of a chain depend on, and nothing else."""
-        state = hashlib.sha256(self.sequence.encode())
+        """
+        SHA-256 over sequence, residue numbers and coordinates: what the features of a chain depend on (ProteinMPNN
+        sees the gaps of the numbering), and nothing else.
+        """
+        state = hashlib.sha256(f"{self.sequence}|{','.join(self.residue_numbers)}|".encode())
         # NaN has many bit patterns; one of them is used so that equal chains have equal digests.
         coords = np.where(np.isnan(self.coords), np.float32(np.nan), self.coords.astype(np.float32))
         state.update(np.ascontiguousarray(coords).tobytes())

@@ -130,7 +130,7 @@ def _search_torch(ca: torch.Tensor, radius: float, k: int) -> tuple[_Pairs, _Pai
         distance = torch.cdist(block, ca, compute_mode="donot_use_mm_for_euclid_dist")
         spatial.append(_pairs((distance < radius) & (distance > 0), start))
         distance[torch.arange(len(block)), torch.arange(start, start + len(block))] = torch.inf
-        nearest.append(_pairs(_smallest(distance, min(k, size - 1)), start))
+        nearest.append(_pairs(smallest(distance, min(k, size - 1)), start))
     empty = torch.empty(0, dtype=torch.int64, device=ca.device)
     return tuple(
         tuple(torch.cat([pairs[side] for pairs in blocks] or [empty]) for side in (0, 1))
@@ -143,7 +143,7 @@ def _pairs(mask: torch.Tensor, start: int) -> _Pairs:
     return source, target + start
 
 
-def _smallest(distance: torch.Tensor, k: int) -> torch.Tensor:
+def smallest(distance: torch.Tensor, k: int) -> torch.Tensor:
     """Mask of the `k` smallest of each row; of equal ones the lower index first, which `torch.topk` leaves open."""
     if k == 0:
         return torch.zeros_like(distance, dtype=torch.bool)

@@ -127,8 +127,12 @@ class StructureAlignmentTrainer(Trainer):
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The Trainer's, without `logit_scale`: decay would pull the temperature towards 1."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("logit_scale")]
+        """
+        The Trainer's, without `logit_scale`, which decay would pull towards a temperature of 1, and without the norms
+        that it does not know by their names, such as AMPLIFY's `layer_norm_2`.
+        """
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith("logit_scale") and "norm" not in name.lower()]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor:
         """

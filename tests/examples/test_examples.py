@@ -11,7 +11,14 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, EsmForMaskedLM
 
-from structure_aligned import EsmForStructureAlignment, esm2_config, esm2_tokenizer
+from structure_aligned import (
+    AmplifyForStructureAlignment,
+    AmplifyModel,
+    AutoModelForStructureAlignment,
+    EsmForStructureAlignment,
+    esm2_config,
+    esm2_tokenizer,
+)
 from structure_aligned.models.pgnn import untrained_gearnet
 from structure_aligned.structure.synthetic import write_synthetic_folds
 
@@ -107,6 +114,26 @@ def test_train_on_files_with_a_config_and_overrides(prepared, tmp_path):
     (tmp_path / "config.yaml").write_text("learning_rat: 1.0e-3\n")
     refused = start("train.py", tmp_path / "config.yaml", check=False)
     assert refused.returncode != 0 and "unknown options ['learning_rat']" in refused.stderr
+
+
+def test_train_an_amplify_with_proteinmpnn(tmp_path):
+    """The quickstart with other families on both sides, made smaller; then the result is aligned further."""
+    options = ("--num_synthetic", 12, "--num_train_epochs", 1, "--cache_dir", tmp_path / "cache")
+    names = ("--model_type", "AMPLIFY", "--pgnn", "proteinmpnn", "--pgnn_dim", 16)
+    output = start("train.py", *names, *options, *TINY, "--output_dir", tmp_path / "out").stdout
+    assert "| token_accuracy |" in output and "AutoModel.from_pretrained loads it." in output
+    aligned = AutoModelForStructureAlignment.from_pretrained(tmp_path / "out")
+    assert type(aligned) is AmplifyForStructureAlignment
+    settings = aligned.config.structure_alignment
+    assert settings["structure_dim"] == 16 and settings["pgnn"].startswith("ProteinMPNNEncoder:")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    trunk = AutoModel.from_pretrained(tmp_path / "out")
+    assert type(trunk) is AmplifyModel and trunk(**tokenizer("MKV", return_tensors="pt")).logits.shape == (1, 5, 27)
+
+    again = ("--model_name_or_path", tmp_path / "out", "--output_dir", tmp_path / "again", "--use_cpu")
+    start("train.py", *again, *names[2:], *options)
+    refused = start("train.py", *again, "--pgnn", "gearnet", "--pgnn_dim", 16, *options, check=False)
+    assert refused.returncode != 0 and "ProteinMPNNEncoder" in refused.stderr and "GearNetModel" in refused.stderr
 
 
 def test_train_without_a_validation_split_holds_some_chains_out(prepared, tmp_path):

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
-from structure_aligned.models.esm2 import esm2_tokenizer
 from structure_aligned.training.arguments import StructureAlignmentTrainingArguments
 from structure_aligned.training.trainer import StructureAlignmentTrainer
 from tests import tiny
@@ -30,9 +29,9 @@ class KillAtStep(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(output, rows=18, kill_at_step=None, double=False, resume=False, without_structure=(), **options):
+def run(output, family="esm", rows=18, kill_at_step=None, double=False, resume=False, without_structure=(), **options):
     torch.set_num_threads(1)
-    model = tiny.esm_model()
+    model = tiny.FAMILIES[family].model()
     model = model.double() if double else model
     dataset = tiny.dataset(rows)
     if without_structure:
@@ -41,7 +40,7 @@ def run(output, rows=18, kill_at_step=None, double=False, resume=False, without_
             for i, m in enumerate(dataset["structure_embedding_mask"])
         ]
         dataset = dataset.remove_columns("structure_embedding_mask").add_column("structure_embedding_mask", masks)
-    tokenizer = esm2_tokenizer()
+    tokenizer = tiny.FAMILIES[family].tokenizer()
     arguments = {"output_dir": str(output), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
     trainer = StructureAlignmentTrainer(
         model,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import tiny
 from tests.training import job
 
 
@@ -33,9 +34,11 @@ def parameters(folder):
     return load_file(Path(folder) / "parameters.safetensors")
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+@pytest.mark.parametrize("family", list(tiny.FAMILIES))
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, family):
     # 9 steps an epoch; killed in the second epoch, three steps after the last checkpoint, in the middle of it.
-    options = {"per_device_train_batch_size": 2, "max_steps": 16, "save_steps": 4, "save_strategy": "steps"}
+    options = {"family": family, "per_device_train_batch_size": 2, "max_steps": 16, "save_steps": 4}
+    options["save_strategy"] = "steps"
     job.run(tmp_path / "whole", **options)
     killed = launch(tmp_path / "killed", check=False, kill_at_step=15, **options)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
@@ -48,9 +51,11 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         assert torch.equal(value, found[name]), name
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("family", list(tiny.FAMILIES))
+def test_two_processes_equal_one(tmp_path, family):
     """MLM and token task: the same proteins a step, once in two micro-batches and once on two ranks."""
     options = {
+        "family": family,
         "rows": 16,
         "double": True,
         "latent_weight": 0.0,
@@ -68,13 +73,13 @@ def test_two_processes_equal_one(tmp_path):
     job.run(tmp_path / "one", gradient_accumulation_steps=2, **options)
     launch(tmp_path / "two", processes=2, **options)
     expected, found = parameters(tmp_path / "one"), parameters(tmp_path / "two")
-    start = dict(job.tiny.esm_model().double().named_parameters())
+    start = dict(tiny.FAMILIES[family].model().double().named_parameters())
     moved = 0
     for name, value in expected.items():
         step = (value - start[name]).abs().max()
         moved += step > 0
         assert (value - found[name]).abs().max() <= 1e-10 * step + 1e-15, name
-    assert moved > 30
+    assert moved > 20
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     for key in ("eval_mlm_loss", "eval_token_loss", "eval_token_accuracy", "eval_retrieval_at_1"):
         assert metrics[1][key] == pytest.approx(metrics[0][key], rel=1e-9), key

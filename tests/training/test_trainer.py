@@ -125,8 +125,10 @@ def test_training_changes_what_it_should(tmp_path):
     assert trainer.model.config.structure_alignment["pgnn"] == "tiny"
 
 
-def test_heads_have_their_own_learning_rate(tmp_path):
-    trainer = make_trainer(tmp_path, learning_rate=1e-4, head_learning_rate=3e-3)
+@pytest.mark.parametrize("family", list(tiny.FAMILIES))
+def test_heads_have_their_own_learning_rate(tmp_path, family):
+    model = tiny.FAMILIES[family].model()
+    trainer = make_trainer(tmp_path, model, learning_rate=1e-4, head_learning_rate=3e-3)
     groups = trainer.create_optimizer().param_groups
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     rate = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
@@ -134,6 +136,7 @@ def test_heads_have_their_own_learning_rate(tmp_path):
     assert len(rate) == sum(parameter.requires_grad for parameter in trainer.model.parameters())
     decay = {names[id(parameter)]: group["weight_decay"] for group in groups for parameter in group["params"]}
     assert decay["alignment.logit_scale"] == 0
+    assert not any(rate for name, rate in decay.items() if "norm" in name.lower() or name.endswith("bias"))
     assert decay["alignment.sequence_projection.weight"] == 0.01
 
 
