@@ -40,6 +40,12 @@ _PUBLIC = {
     "objectives.selection": ["select_residues"],
     "data.builder": ["StructureDatasetBuilder", "dataset_pgnn", "embedding_dim"],
     "data.features": ["decode_embedding"],
+    "data.quality": ["QualityThresholds", "mask_low_confidence", "mean_b_factors"],
+    "data.reference": ["attach_reference_losses"],
+    "data.seen": ["leave_out_seen", "sequence_digest", "write_training_chains"],
+    "data.relatives": ["assert_disjoint", "leave_out_related", "read_clusters"],
+    "data.split_summary": ["SplitSummary"],
+    "data.splits": ["split_chains"],
     "data.collator": ["DataCollatorForStructureAlignment"],
     "training.arguments": ["StructureAlignmentTrainingArguments"],
     "training.report": ["comparison_table", "majority_accuracy"],
@@ -66,6 +72,12 @@ if TYPE_CHECKING:
     from .data.builder import StructureDatasetBuilder, dataset_pgnn, embedding_dim
     from .data.collator import DataCollatorForStructureAlignment
     from .data.features import decode_embedding
+    from .data.quality import QualityThresholds, mask_low_confidence, mean_b_factors
+    from .data.reference import attach_reference_losses
+    from .data.relatives import assert_disjoint, leave_out_related, read_clusters
+    from .data.seen import leave_out_seen, sequence_digest, write_training_chains
+    from .data.split_summary import SplitSummary
+    from .data.splits import split_chains
     from .models.alignment import (
         AmplifyForStructureAlignment,
         AutoModelForStructureAlignment,

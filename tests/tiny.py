@@ -79,6 +79,7 @@ def row(index: int, length: int | None = None, pgnn: str = "tiny") -> dict:
         "structure_embedding_shape": embedding.shape,
         "structure_embedding_mask": present,
         "b_factors": np.full(length, 20.0, dtype=np.float32),
+        "predicted": False,
         "digest": str(index),
         "pgnn": pgnn,
     }

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ FEATURES = datasets.Features(
         "r_free": datasets.Value("float64"),
         "method": datasets.Value("string"),
         "deposition_date": datasets.Value("string"),
+        "predicted": datasets.Value("bool"),
         "digest": datasets.Value("string"),
         "pgnn": datasets.Value("string"),
     }
@@ -92,6 +93,7 @@ class StructureDatasetConfig(datasets.BuilderConfig):
     structures: Any = None
     filters: ChainFilter = field(default_factory=ChainFilter)
     on_error: str = "raise"
+    predicted: bool | None = None
     max_batch_residues: int = 2048
     feature_cache: str | None = None
 
@@ -109,6 +111,8 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         feature_cache (`str`, *optional*): Of the per-structure features; a folder in `cache_dir` by default. Share it
             between datasets of the same structures.
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves unreadable files out and reports them.
+        predicted (`bool`, *optional*): Whether the files are predicted models. By default [`read_chains`] finds out;
+            it takes files that say nothing (ESMFold's) for experimental.
         max_batch_residues (`int`, *optional*, defaults to 2048): Residues that the pGNN gets at once; what a killed
             build has to redo. A longer chain goes alone, and with 1 every chain does.
         max_resolution, max_r_free (`float`, *optional*): In Å, and as a fraction. Entries that state none are left
@@ -140,6 +144,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         *,
         feature_cache: str | os.PathLike | None = None,
         on_error: str = "raise",
+        predicted: bool | None = None,
         max_batch_residues: int = 2048,
         **options: Any,
     ) -> None:
@@ -167,6 +172,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             self._pgnn_identity,
             repr(filters),
             on_error,
+            str(predicted),
         ]
         for split, files in self._files.items():
             key += [split, *(f"{path.name}:{self._digests[str(path)]}" for path in files)]
@@ -177,6 +183,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             structures={split: [str(path) for path in files] for split, files in self._files.items()},
             filters=filters,
             on_error=on_error,
+            predicted=predicted,
             max_batch_residues=max_batch_residues,
             feature_cache=None if feature_cache is None else str(feature_cache),
             **options,
@@ -262,7 +269,10 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
                     raise ValueError(f"{error}\nWith on_error='skip' such files are left out and reported.")
                 else:
                     self._report.skipped.append({"source": path, "reason": f"unreadable: {error}"})
-        return [record for path in files for record in found.get(str(path), [])]
+        records = [record for path in files for record in found.get(str(path), [])]
+        if self.config.predicted is None:
+            return records
+        return [replace(record, predicted=self.config.predicted) for record in records]
 
     def _unique_ids(self, records: list[ChainRecord]) -> list[ChainRecord]:
         first: dict[str, ChainRecord] = {}

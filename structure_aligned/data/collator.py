@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..objectives.losses import IGNORE_INDEX
-from .features import decode_embedding
+from .features import REFERENCE_COLUMNS, decode_embedding, decode_reference_losses
 
 
 class DataCollatorForStructureAlignment:
@@ -32,7 +32,8 @@ class DataCollatorForStructureAlignment:
     Returns:
         A dict of tensors, all aligned with `input_ids` of shape `(batch_size, length)`: `attention_mask`, `labels`
         and `structure_labels` (−100 where there is no target), and, where the rows hold embeddings,
-        `structure_embeddings` of shape `(batch_size, length, structure_dim)` with their `residue_mask`.
+        `structure_embeddings` of shape `(batch_size, length, structure_dim)` with their `residue_mask`. Rows with
+        reference losses give `reference_losses` of shape `(batch_size, length, 6)`, NaN where there are none.
 
     Example:
 
@@ -75,6 +76,11 @@ class DataCollatorForStructureAlignment:
         # In shared memory, so that persistent DataLoader workers see a new epoch too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    @property
+    def max_residues(self) -> int:
+        """Residues of a protein that is not cropped."""
+        return self.max_length - self.num_special_tokens
+
     def set_epoch(self, epoch: int) -> None:
         """New masks and crops; the Trainer calls this."""
         self._epoch.fill_(epoch)
@@ -109,6 +115,10 @@ class DataCollatorForStructureAlignment:
                 )
             batch["structure_embeddings"] = torch.zeros((*shape, dims.pop()), dtype=torch.float32)
             batch["residue_mask"] = torch.zeros(shape, dtype=torch.bool)
+        with_reference = ["reference_losses" in example for example in examples]
+        if any(with_reference):
+            # A row without any is all NaN: missing, which selection refuses or does without, as it is told.
+            batch["reference_losses"] = torch.full((*shape, len(REFERENCE_COLUMNS)), torch.nan)
         for index, example in enumerate(examples):
             end = len(example["input_ids"])
             batch["attention_mask"][index, :end] = 1
@@ -145,6 +155,12 @@ class DataCollatorForStructureAlignment:
             example["structure_embeddings"] = np.zeros((len(input_ids), embedding.shape[1]), dtype=np.float32)
             # Rows that are missing are NaN; they stay zero here and residue_mask leaves them out everywhere.
             example["structure_embeddings"][residue_positions[present]] = embedding[window][present]
+        if row.get("reference_losses") is not None:
+            reference = decode_reference_losses(row)
+            if len(reference) != len(sequence):
+                raise ValueError(self._length_message(row, "reference_losses", len(reference)))
+            example["reference_losses"] = np.full((len(input_ids), reference.shape[1]), np.nan, dtype=np.float32)
+            example["reference_losses"][is_residue] = reference[window]
         return example
 
     def _generator(self, row: dict[str, Any]) -> np.random.Generator:
@@ -152,7 +168,7 @@ class DataCollatorForStructureAlignment:
         return np.random.default_rng(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "little"))
 
     def _crop(self, length: int, rng: np.random.Generator) -> slice:
-        room = self.max_length - self.num_special_tokens
+        room = self.max_residues
         start = int(rng.integers(length - room + 1)) if length > room else 0
         return slice(start, start + min(length, room))
 

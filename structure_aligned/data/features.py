@@ -26,6 +26,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from ..objectives.reference import CONTRASTIVE_PARTS
 from ..structure.chain import ProteinChain
 from ..structure.io import read_chains
 from ..structure.tokens import encode_3di
@@ -37,7 +38,13 @@ CHAIN_VERSION = 2
 EMBEDDING_VERSION = 1
 """Raise when a pGNN gives other results for the same weights and chain."""
 
-_METADATA_FIELDS = ("entry_id", "chain_id", "sequence", "resolution", "r_free", "method", "deposition_date")
+REFERENCE_COLUMNS = ("token_loss", *CONTRASTIVE_PARTS)
+"""What is stored of the reference model's losses per residue: that of the 3Di token, and the parts of the contrastive
+ones (`objectives.reference.CONTRASTIVE_PARTS`). NaN where a residue has no token or no embedding."""
+
+_METADATA_FIELDS = (
+    *("entry_id", "chain_id", "sequence", "resolution", "r_free", "method", "deposition_date", "predicted"),
+)
 
 
 class ProteinGNN(Protocol):
@@ -64,6 +71,7 @@ class ChainRecord:
     r_free: float | None
     method: str | None
     deposition_date: str | None
+    predicted: bool
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -141,7 +149,7 @@ class FeatureStore:
                 {name: getattr(chain, name) for name in _METADATA_FIELDS} | {"id": chain.id, "digest": chain.digest()}
             )
         target = self.chains_path(path, content_digest)
-        _write(target, arrays, {"chains": json.dumps(metadata)})
+        write_record(target, arrays, {"chains": json.dumps(metadata)})
         return [ChainRecord(path=str(target), index=index, **item) for index, item in enumerate(metadata)]
 
     def write_embedding(self, chain_digest: str, embedding: np.ndarray) -> None:
@@ -159,7 +167,7 @@ class FeatureStore:
                 f"The pGNN's embedding of chain {chain_digest[:12]} reaches {np.nanmax(np.abs(embedding)):.3g}, more "
                 "than float16 holds (65504). Check its weights; a trained GearNet stays far below."
             )
-        _write(self.embedding_path(chain_digest), {"embedding": stored}, {"pgnn": self.pgnn})
+        write_record(self.embedding_path(chain_digest), {"embedding": stored}, {"pgnn": self.pgnn})
 
     def has_embedding(self, chain_digest: str) -> bool:
         return self.embedding_path(chain_digest).exists()
@@ -202,15 +210,20 @@ def load_row(record: ChainRecord, embedding_path: Path, pgnn: str) -> dict[str, 
         "r_free": record.r_free,
         "method": record.method,
         "deposition_date": record.deposition_date,
+        "predicted": record.predicted,
         "digest": record.digest,
         "pgnn": pgnn,
     }
 
 
 def decode_embedding(row: dict[str, Any]) -> np.ndarray:
-    """The float16 `(L, output_dim)` array of a dataset row, without a copy; NaN where `structure_embedding_mask` is
-    False."""
+    """The float16 `(L, output_dim)` array of a dataset row, without a copy; NaN at residues the pGNN left out."""
     return np.frombuffer(row["structure_embedding"], dtype=np.float16).reshape(row["structure_embedding_shape"])
+
+
+def decode_reference_losses(row: dict[str, Any]) -> np.ndarray:
+    """The float32 `(L, 6)` array of a row that [`attach_reference_losses`] has completed; see `REFERENCE_COLUMNS`."""
+    return np.frombuffer(row["reference_losses"], dtype=np.float32).reshape(-1, len(REFERENCE_COLUMNS))
 
 
 def file_digest(path: str | os.PathLike) -> str:
@@ -235,7 +248,7 @@ def _to_bytes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+def write_record(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Write to a temporary name and rename: a killed process leaves no half record."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")

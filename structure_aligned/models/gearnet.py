@@ -7,8 +7,6 @@ Reference: Zhang et al., *Protein Representation Learning by Geometric Structure
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +31,7 @@ from structure_aligned.structure.graph import (
 from structure_aligned.structure.line_graph import LineGraph, LineGraphBlock
 
 from .configuration import EMBEDDING_LAYERS, GearNetConfig
+from .digest import digest_of
 from .modes import evaluating
 from .torchdrug import check_state_dict, read_state_dict, settings_from_state_dict
 
@@ -287,13 +286,7 @@ class GearNetModel(GearNetPreTrainedModel):
             "embedding_layers": config.embedding_layers,
             **config.graph_options,
         }
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            if name.endswith("num_batches_tracked"):  # counts training steps; no output depends on it
-                continue
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self, fields)
 
     @torch.no_grad()
     def _embed(

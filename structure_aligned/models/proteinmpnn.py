@@ -7,8 +7,6 @@ Reference: Dauparas et al., *Robust deep learning–based protein sequence desig
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel, initialization
+from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.utils import ModelOutput
 
 from structure_aligned.structure.backbone_graph import (
@@ -37,6 +35,7 @@ from structure_aligned.structure.backbone_graph import (
 from structure_aligned.structure.chain import ProteinChain
 
 from .configuration import ProteinMPNNConfig
+from .digest import digest_of
 from .modes import evaluating
 from .proteinmpnn_checkpoint import check_encoder, read_checkpoint, settings_from_encoder
 
@@ -346,11 +345,7 @@ class ProteinMPNNEncoder(PreTrainedModel):
             "max_relative_position": config.max_relative_position,
             "message_scale": float(config.message_scale),
         }
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self, fields)
 
     @torch.no_grad()
     def _embed(
@@ -396,5 +391,4 @@ def _positions(chain: ProteinChain) -> torch.Tensor:
         raise ValueError(f"{chain.id}: {error}") from error
 
 
-AutoConfig.register("protein_mpnn", ProteinMPNNConfig, exist_ok=True)
 AutoModel.register(ProteinMPNNConfig, ProteinMPNNEncoder, exist_ok=True)

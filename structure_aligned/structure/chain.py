@@ -24,11 +24,14 @@ class ProteinChain:
         coords (`np.ndarray` of shape `(L, 5, 3)`, float32): N, CA, C, O, CB in Å; NaN where the atom is missing.
         residue_numbers (`tuple[str, ...]`): Author's residue numbers with insertion codes, such as `"52A"`.
         b_factors (`np.ndarray` of shape `(L,)`, float32): B-factor of CA (of the first atom present when CA is
-            missing) in Å²; pLDDT in predicted models.
+            missing) in Å²; where `predicted`, the confidence that the file gives there instead: pLDDT, 0-100, in files
+            of AlphaFold DB and most predictors, 0-1 in ESMFold's.
         resolution (`float`, *optional*): In Å; `None` where the method has none (NMR) or the file does not say.
         r_free (`float`, *optional*): `None` where the file does not say.
         method (`str`, *optional*): Experimental method as the file gives it, in upper case.
         deposition_date (`str`, *optional*): ISO date, `YYYY-MM-DD`.
+        predicted (`bool`, *optional*, defaults to `False`): The coordinates are a model's prediction, not an
+            experiment's result.
     """
 
     entry_id: str
@@ -41,6 +44,7 @@ class ProteinChain:
     r_free: float | None = None
     method: str | None = None
     deposition_date: str | None = None
+    predicted: bool = False
 
     def __post_init__(self) -> None:
         length = len(self.sequence)

@@ -45,6 +45,9 @@ _UNUSED_CATEGORIES = ("_atom_site_anisotrop.", "_pdbx_sifts_xref_db.", "_struct_
 _REQUIRED_COLUMNS = ("id", "type_symbol", "label_alt_id", "label_asym_id", "Cartn_x", "Cartn_y", "Cartn_z")
 _REQUIRED_COLUMNS += ("occupancy", "B_iso_or_equiv", "auth_seq_id")
 _ENTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Names and titles of files that AlphaFold DB, ColabFold and the ESM Atlas give out.
+_PREDICTED_NAME = re.compile(r"AF-\w+(?:-\d+)?-F\d+\b.*|.*_(?:un)?relaxed_rank_\d+_alphafold.*", re.IGNORECASE)
+_PREDICTED_TITLE = re.compile(r"\b(?:ALPHAFOLD|ESMFOLD)\b.*\bPREDICTION\b", re.IGNORECASE)
 _PLACEHOLDER_IDS = ("XXXX", "UNNAMED", "UNKNOWN", "DEFAULT", "MODEL", "NULL", "NONE", "0000")
 
 
@@ -58,6 +61,12 @@ def read_chains(path: str | os.PathLike) -> list[ProteinChain]:
     conformations the residues of the first are taken and, per atom, the location listed last, as Foldseek does.
     Modified residues get the letter of their parent (MSE is M): from gemmi's table of components, else from the
     file's own statement (`MODRES`, `_pdbx_struct_mod_residue`, `_chem_comp.mon_nstd_parent_comp_id`), else `X`.
+
+    A chain is `predicted` where the file has a ModelCIF category (`_ma_qa_metric`, `_ma_data`, `_ma_model_list`, …) or
+    states the method THEORETICAL MODEL; and, in files that state no method, where the title says `ALPHAFOLD …
+    PREDICTION` (or ESMFOLD), a remark names AlphaFold, or the file or entry has a name such as
+    `AF-P00520-F1-model_v4`. Others, such as the files that ESMFold itself writes, say nothing of their origin: see
+    `predicted` of [`StructureDatasetBuilder`].
 
     Args:
         path (`str` or `os.PathLike`): A .pdb, .ent, .cif or .mmcif file, each also with .gz. Gzipped data is
@@ -75,8 +84,8 @@ def read_chains(path: str | os.PathLike) -> list[ProteinChain]:
     suffix, stem = _split_name(path)
     data = _read_bytes(path)
     try:
-        structure, parents, resolution = (_parse_pdb if suffix in _PDB_SUFFIXES else _parse_mmcif)(data)
-        chains = _extract_chains(structure, parents, _metadata(structure, stem, resolution))
+        structure, parents, facts = (_parse_pdb if suffix in _PDB_SUFFIXES else _parse_mmcif)(data)
+        chains = _extract_chains(structure, parents, _metadata(structure, stem, **facts))
     # gemmi reports broken files as RuntimeError or ValueError (UnicodeDecodeError among them) and numbers out of
     # range as OverflowError or IndexError.
     except (RuntimeError, ValueError, OverflowError, IndexError) as error:
@@ -136,8 +145,8 @@ def _gunzip(data: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def _parse_pdb(data: bytes) -> tuple[gemmi.Structure, dict[str, str], float]:
-    """Structure with one model, parents of modified residues, resolution (0 where there is none)."""
+def _parse_pdb(data: bytes) -> tuple[gemmi.Structure, dict[str, str], dict]:
+    """Structure with one model, parents of modified residues, what `_metadata` cannot read from the structure."""
     if _MMCIF_START.match(data):
         raise ValueError("its content is mmCIF (it starts with data_), rename it to .cif")
     end = data.find(b"\nENDMDL")
@@ -152,7 +161,8 @@ def _parse_pdb(data: bytes) -> tuple[gemmi.Structure, dict[str, str], float]:
     for chain in structure[0]:
         _restore_polymer_after_ter(chain)
     structure.assign_subchains(True)
-    return structure, {}, structure.resolution
+    named = any("ALPHAFOLD" in remark.upper() for remark in structure.raw_remarks)
+    return structure, {}, {"resolution": structure.resolution, "names_predictor": named}
 
 
 def _mark_missing_coordinates(match: re.Match[bytes]) -> bytes:
@@ -188,8 +198,8 @@ def _has_backbone(residue: gemmi.Residue) -> bool:
     return {"N", "CA", "C"} <= {atom.name for atom in residue}
 
 
-def _parse_mmcif(data: bytes) -> tuple[gemmi.Structure, dict[str, str], float]:
-    """Structure with one model, parents of modified residues, resolution (0 where there is none)."""
+def _parse_mmcif(data: bytes) -> tuple[gemmi.Structure, dict[str, str], dict]:
+    """Structure with one model, parents of modified residues, what `_metadata` cannot read from the structure."""
     if not _MMCIF_START.match(data) and _PDB_START.match(data):
         raise ValueError("its content is PDB (it starts with a PDB record), rename it to .pdb")
     document = gemmi.cif.read_string(data)
@@ -199,6 +209,7 @@ def _parse_mmcif(data: bytes) -> tuple[gemmi.Structure, dict[str, str], float]:
     absent = [name for name in _REQUIRED_COLUMNS if not block.find_values(f"_atom_site.{name}")]
     if absent:
         raise ValueError(f"_atom_site lacks the column(s) {', '.join(absent)}")
+    model_cif = any(name.lower().startswith("_ma_") for name in block.get_mmcif_category_names())
     for category in _UNUSED_CATEGORIES:
         block.find_mmcif_category(category).erase()
     structure = gemmi.make_structure_from_block(block)
@@ -214,7 +225,7 @@ def _parse_mmcif(data: bytes) -> tuple[gemmi.Structure, dict[str, str], float]:
         # Electron microscopy has no _refine.
         values = block.find_values("_em_3d_reconstruction.resolution")
         resolution = gemmi.cif.as_number(values[0]) if values else 0.0
-    return structure, parents, resolution
+    return structure, parents, {"resolution": resolution, "model_cif": model_cif}
 
 
 def _keep_first_model(structure: gemmi.Structure) -> None:
@@ -323,7 +334,13 @@ def _backbone(
     return coords, b_factors
 
 
-def _metadata(structure: gemmi.Structure, stem: str, resolution: float) -> dict:
+def _metadata(
+    structure: gemmi.Structure,
+    stem: str,
+    resolution: float,
+    names_predictor: bool = False,
+    model_cif: bool = False,
+) -> dict:
     """The fields of `ProteinChain` that all chains of a file share."""
     info = structure.info
     method = _info(info, "_exptl.method").upper() or None
@@ -335,12 +352,18 @@ def _metadata(structure: gemmi.Structure, stem: str, resolution: float) -> dict:
         deposition_date = datetime.date.fromisoformat(date).isoformat()
     except ValueError:
         deposition_date = None
+    entry_id = _entry_id(_info(info, "_entry.id"), stem)
+    if method is None:
+        # Experimental papers speak of AlphaFold too; so titles, remarks and names count only without a method.
+        names_predictor |= _PREDICTED_TITLE.search(_info(info, "_struct.title")) is not None
+        names_predictor |= any(_PREDICTED_NAME.fullmatch(name) for name in (entry_id, stem))
     return {
-        "entry_id": _entry_id(_info(info, "_entry.id"), stem),
+        "entry_id": entry_id,
         "resolution": resolution if 0 < resolution < math.inf and not only_nmr else None,
         "r_free": r_free,
         "method": method,
         "deposition_date": deposition_date,
+        "predicted": model_cif or method == "THEORETICAL MODEL" or (method is None and names_predictor),
     }
 
 

@@ -303,6 +303,7 @@ def synthetic_chain(
         resolution=resolution,
         r_free=r_free,
         method="THEORETICAL MODEL",
+        predicted=True,
     )
 
 

@@ -67,6 +67,8 @@ def _mmcif_lines(chain: ProteinChain) -> Iterator[str]:
     yield f"_entry.id {quote(chain.entry_id)}"
     yield f"_pdbx_database_status.recvd_initial_deposition_date {optional(chain.deposition_date)}"
     yield f"_exptl.method {optional(chain.method)}"
+    if chain.predicted:
+        yield "_ma_qa_metric.id 1\n_ma_qa_metric.mode local\n_ma_qa_metric.name pLDDT\n_ma_qa_metric.type pLDDT"
     yield "_refine.pdbx_refine_id 1"
     yield f"_refine.ls_d_res_high {optional(chain.resolution)}"
     yield f"_refine.ls_R_factor_R_free {optional(chain.r_free)}"

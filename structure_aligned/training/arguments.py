@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..objectives.losses import LossWeights
-from ..objectives.selection import KEEP_MODES, num_selected
+from ..objectives.selection import KEEP_MODES, MISSING_REFERENCE, SCOPES, num_selected
+from .reference import REFERENCE_MODES
+
+
+DEFAULT_RATIO = 0.8
+"""Fraction of residues kept where there is a reference model and nothing else is asked for."""
 
 
 @dataclass
@@ -27,6 +32,15 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
             with a reference model and 1.0 without.
         selection_keep (`str`, *optional*, defaults to `"largest"`): Excess losses to keep: `"largest"`, `"smallest"`
             or `"all"`.
+        selection_scope (`str`, *optional*, defaults to `"batch"`): Rank the residues of one process's micro-batch (the
+            paper's), or with `"global"` those of all processes' together.
+        reference_mode (`str`, *optional*, defaults to `"auto"`): `"online"` runs the Trainer's `reference_model` in
+            every step (the paper's), `"precomputed"` reads the dataset's `reference_losses`, `"none"` ranks by the
+            model's own loss. `"auto"` takes the first of these that there is.
+        missing_reference (`str`, *optional*, defaults to `"raise"`): What residues without a stored reference loss do;
+            `"own_loss"` ranks them by the model's own.
+        reference_allow_seen (`bool`, *optional*, defaults to `False`): Take a reference model that was trained on
+            chains of the training set.
     """
 
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Proteins per device and micro-batch."})
@@ -58,6 +72,18 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
     selection_keep: str = field(
         default="largest", metadata={"help": "Which excess losses are kept: largest, smallest or all."}
     )
+    selection_scope: str = field(
+        default="batch", metadata={"help": "Residues ranked together: batch (of one process) or global."}
+    )
+    reference_mode: str = field(
+        default="auto", metadata={"help": "Reference losses: auto, none, precomputed (in the dataset) or online."}
+    )
+    missing_reference: str = field(
+        default="raise", metadata={"help": "Residues without a reference loss: raise, or own_loss."}
+    )
+    reference_allow_seen: bool = field(
+        default=False, metadata={"help": "Take a reference model that was trained on chains of the training set."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +94,10 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
                 f"The loss weights are {self.mlm_weight}, {self.physical_weight}, {self.latent_weight}; expected "
                 "numbers >= 0. A weight of 0 turns a task off."
             )
-        if self.selection_keep not in KEEP_MODES:
-            raise ValueError(f"selection_keep is {self.selection_keep!r}; choose one of {', '.join(KEEP_MODES)}.")
+        choices = {"selection_keep": KEEP_MODES, "selection_scope": SCOPES, "missing_reference": MISSING_REFERENCE}
+        for name, known in (choices | {"reference_mode": REFERENCE_MODES}).items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
         if self.selection_ratio is not None:
             num_selected(1, self.selection_ratio)  # says what is wrong with a ratio that is none
         if self.remove_unused_columns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import numpy as np
 
-from .trainer import LOSS_NAMES
+from .running import LOSS_NAMES
 
 
 METRICS = ("loss", *(f"{name}_loss" for name in LOSS_NAMES), "token_accuracy", "retrieval_at_1")

@@ -10,20 +10,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data.builder import dataset_pgnn, embedding_dim
 from ..models.alignment import compute_residue_losses
 from ..models.heads import StructureAlignmentOutput
 from ..objectives.losses import IGNORE_INDEX, ResidueLosses, combine_losses
-from ..objectives.selection import num_selected, select_residues
-from .arguments import StructureAlignmentTrainingArguments
+from ..objectives.selection import excess_losses, select_residues
+from .arguments import DEFAULT_RATIO, StructureAlignmentTrainingArguments
+from .reference import make_reference
+from .running import LOSS_NAMES, SELECTED_LOSSES, RunningSums, selection_logs, selection_sums
 
-
-LOSS_NAMES = ResidueLosses.names()
-SELECTED_LOSSES = ("token", "seq_to_struct", "struct_to_seq")
-"""The losses that residues are selected for; masked language modelling never is."""
 
 # Columns of the per-protein tables that evaluation gathers: sums, each with the kind of residue it is taken over.
 _SUMS = {
@@ -51,6 +57,9 @@ class StructureAlignmentTrainer(Trainer):
         args ([`StructureAlignmentTrainingArguments`]): The options.
         data_collator ([`DataCollatorForStructureAlignment`]): Makes the batches; evaluation uses a copy with fixed
             masks.
+        reference_model (`PreTrainedModel`, *optional*): Alignment model that was trained on high-quality structures;
+            it runs in every step. Without one, losses that [`attach_reference_losses`] has stored in the training set
+            are used where it has some; see `reference_mode`.
         kwargs (`Any`): As for [`Trainer`].
     """
 
@@ -58,7 +67,12 @@ class StructureAlignmentTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, model: nn.Module, args: StructureAlignmentTrainingArguments, data_collator: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        args: StructureAlignmentTrainingArguments,
+        data_collator: Any,
+        reference_model: PreTrainedModel | None = None,
+        **kwargs: Any,
     ) -> None:
         if not isinstance(args, StructureAlignmentTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}; expected StructureAlignmentTrainingArguments.")
@@ -79,7 +93,8 @@ class StructureAlignmentTrainer(Trainer):
         self.add_callback(_SetCollatorEpoch(data_collator))
         # Sums and counts, exactly; Apple's GPUs have no float64.
         self._wide = torch.float32 if args.device.type == "mps" else torch.float64
-        self._running = torch.zeros(2 * len(LOSS_NAMES) + 1, dtype=self._wide, device=args.device)
+        self._running = RunningSums(args.device, self._wide)
+        self.reference = make_reference(args, model, reference_model, self.train_dataset)
         self._clock, self._paused = time.perf_counter(), 0.0
 
     @property
@@ -89,7 +104,9 @@ class StructureAlignmentTrainer(Trainer):
     @property
     def selection_ratio(self) -> float:
         """Fraction of residues that keep their structure losses."""
-        return 1.0 if self.args.selection_ratio is None else self.args.selection_ratio
+        if self.args.selection_ratio is not None:
+            return self.args.selection_ratio
+        return 1.0 if self.reference is None else DEFAULT_RATIO
 
     def _check_dataset(self, dataset: Any) -> None:
         """Embeddings must come from the pGNN that the heads know; heads that know none take the dataset's."""
@@ -140,15 +157,22 @@ class StructureAlignmentTrainer(Trainer):
 
         Known before the forward passes: selection keeps a fixed fraction of the labelled residues.
         """
-        counts = torch.zeros(len(LOSS_NAMES), dtype=self._wide, device=device)
-        for batch in batch_samples:
-            counts += self._kept_counts(batch).to(device)
-        return self.accelerator.reduce(counts, reduction="sum")
+        if not batch_samples:
+            return self.accelerator.reduce(torch.zeros(len(LOSS_NAMES), dtype=self._wide, device=device))
+        counts = torch.stack([self._available(batch).to(device) for batch in batch_samples])
+        if self.args.selection_scope == "global":
+            # The fraction is of all ranks' residues of a micro-batch.
+            return self._kept_counts(self.accelerator.reduce(counts, reduction="sum")).sum(dim=0)
+        return self.accelerator.reduce(self._kept_counts(counts).sum(dim=0), reduction="sum")
 
-    def _kept_counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        available = [(batch["labels"] != IGNORE_INDEX).sum(), (batch["structure_labels"] != IGNORE_INDEX).sum()]
-        aligned = batch["residue_mask"].sum() if "residue_mask" in batch else torch.zeros_like(available[0])
-        counts = torch.stack([*available, aligned, aligned]).to(self._wide)
+    def _available(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Number of residues that each loss has in a micro-batch."""
+        labelled = [(batch["labels"] != IGNORE_INDEX).sum(), (batch["structure_labels"] != IGNORE_INDEX).sum()]
+        aligned = batch["residue_mask"].sum() if "residue_mask" in batch else torch.zeros_like(labelled[0])
+        return torch.stack([*labelled, aligned, aligned]).to(self._wide)
+
+    def _kept_counts(self, counts: torch.Tensor) -> torch.Tensor:
+        """Of `(…, 4)` numbers of residues, how many each loss keeps."""
         if self.args.selection_keep == "all":
             return counts
         # int(ratio · N) and at least one, as num_selected, without asking the device for N.
@@ -169,19 +193,38 @@ class StructureAlignmentTrainer(Trainer):
         """
         outputs = self._forward(model, inputs)
         losses = self._residue_losses(outputs, inputs)
-        kept = {
-            name: select_residues(values.detach(), ratio=self.selection_ratio, keep=self.args.selection_keep)
-            for name, values in losses.items()
-            if name in SELECTED_LOSSES
-        }
-        counts = self._kept_counts(inputs) if num_items_in_batch is None else num_items_in_batch
+        kept, excess = self.select(losses, inputs)
+        counts = self._kept_counts(self._available(inputs)) if num_items_in_batch is None else num_items_in_batch
         total, sums = combine_losses(losses, self.args.loss_weights, kept, dict(zip(LOSS_NAMES, counts)))
         if model.training:
-            self._record(sums, kept, losses, inputs)
+            self._record(sums, kept, excess, inputs)
         if num_items_in_batch is not None:
             total = total * self.accelerator.num_processes
         total = total.to(outputs.logits.dtype if outputs.logits.dtype == torch.float64 else torch.float32)
         return (total, outputs) if return_outputs else total
+
+    def select(
+        self, losses: ResidueLosses, inputs: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """
+        Masks of the residues that are kept and their signed excess losses, by the name of the loss, each of the shape
+        of that loss. Where everything is kept the reference is not asked, and there are none.
+        """
+        if self.selection_ratio == 1.0 or self.args.selection_keep == "all":
+            return {}, {}
+        reference = None if self.reference is None else self.reference(inputs)
+        kept, excess = {}, {}
+        for name, values in losses.items():
+            if name in SELECTED_LOSSES:
+                theirs = None if reference is None else getattr(reference, name)
+                excess[name] = excess_losses(values.detach(), theirs, self.args.missing_reference)
+                kept[name] = select_residues(
+                    excess[name],
+                    ratio=self.selection_ratio,
+                    keep=self.args.selection_keep,
+                    scope=self.args.selection_scope,
+                )
+        return kept, excess
 
     @staticmethod
     def _forward(model: nn.Module, inputs: dict[str, torch.Tensor]) -> StructureAlignmentOutput:
@@ -205,33 +248,32 @@ class StructureAlignmentTrainer(Trainer):
         self,
         sums: dict[str, torch.Tensor],
         kept: dict[str, torch.Tensor],
-        losses: ResidueLosses,
+        excess: dict[str, torch.Tensor],
         inputs: dict[str, torch.Tensor],
     ) -> None:
-        """Add to the sums on the device; `log` fetches them, so that no step waits for a number to print."""
-        num_kept = {name: len(values) for name, values in losses.items()}
-        num_kept |= {
-            name: num_selected(len(mask), self.selection_ratio, self.args.selection_keep)
-            for name, mask in kept.items()
-        }
         tokens = inputs["attention_mask"].sum()
-        residues = tokens - len(inputs["attention_mask"]) * getattr(self.data_collator, "num_special_tokens", 0)
-        zero = torch.zeros((), dtype=self._wide, device=tokens.device)
-        values = [sums.get(name, zero).to(self._wide) for name in LOSS_NAMES] + [
-            zero + num_kept.get(name, 0) for name in LOSS_NAMES
-        ]
-        self._running += torch.stack([*values, residues.to(self._wide)])
+        special = len(inputs["attention_mask"]) * getattr(self.data_collator, "num_special_tokens", 0)
+        values = {"residues": tokens - special}
+        available = dict(zip(LOSS_NAMES, self._available(inputs)))
+        for name, total in sums.items():
+            values |= {f"sum/{name}": total, f"count/{name}": kept[name].sum() if name in kept else available[name]}
+        positions = {"token": inputs["structure_labels"] != IGNORE_INDEX}
+        if "residue_mask" in inputs:
+            positions |= dict.fromkeys(SELECTED_LOSSES[1:], inputs["residue_mask"].bool())
+        self._running.add(values | selection_sums(kept, excess, positions))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds mean component losses of kept residues and unpadded residues per second to the training logs."""
+        """
+        Adds mean component losses of kept residues, what selection did, and unpadded residues per second to the
+        training logs.
+        """
         if "loss" in logs:
-            sums, counts, residues = np.split(
-                self.accelerator.reduce(self._running, reduction="sum").cpu().numpy(), [len(LOSS_NAMES), -1]
-            )
+            sums = self._running.fetch(self.accelerator)
             now = time.perf_counter()
-            logs |= {f"{name}_loss": s / c for name, s, c in zip(LOSS_NAMES, sums, counts) if c > 0}
-            logs["residues_per_second"] = residues.item() / max(now - self._clock - self._paused, 1e-9)
-            self._running.zero_()
+            means = {name: (sums[f"sum/{name}"], sums[f"count/{name}"]) for name in LOSS_NAMES}
+            logs |= {f"{name}_loss": total / count for name, (total, count) in means.items() if count > 0}
+            logs |= selection_logs(sums)
+            logs["residues_per_second"] = sums["residues"] / max(now - self._clock - self._paused, 1e-9)
             self._clock, self._paused = now, 0.0
         super().log(logs, start_time)
 

@@ -153,6 +153,18 @@ def test_unreadable_files_are_raised_or_reported(folder, tmp_path):
     assert builder.report.parsed == 0  # the six others were in the cache already
 
 
+def test_predicted_models_are_recognised_or_declared(folder, tmp_path):
+    write_mmcif(tiny.chain(20, seed=9, entry_id="AF-P00520-F1", predicted=True), folder / "AF-P00520-F1-model_v4.cif")
+    builder, data = build(folder, tmp_path / "cache")
+    assert data["train"]["predicted"][:] == [True] + [False] * 6
+    for declared in (True, False):
+        again, data = build(folder, tmp_path / "cache", predicted=declared)
+        assert data["train"]["predicted"][:] == [declared] * 7
+        assert again.report.parsed == again.report.embedded == 0
+    (record,) = builder.store.chain_records(next((builder.store.root / "chains").rglob("*.safetensors")))
+    assert features.load_chain(record).predicted == record.predicted
+
+
 def test_nothing_left_is_an_error(folder, tmp_path):
     with pytest.raises(ValueError, match="No chain is left.*'resolution': 6"):
         build(folder, tmp_path / "cache", max_resolution=0.5)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from structure_aligned.objectives.selection import num_selected, select_residues
+from structure_aligned.objectives.selection import excess_losses, num_selected, select_residues
 
 
 def test_keeps_the_largest_signed_excess():
@@ -42,7 +42,26 @@ def test_carries_no_gradient():
     assert not select_residues(current, ratio=0.5).requires_grad
 
 
+def test_residues_without_a_reference_can_be_ranked_by_their_own_loss():
+    current, reference = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([2.5, float("nan"), 2.0])
+    assert excess_losses(current, reference, "own_loss").tolist() == [0.5, 1.0, 0.0]
+    kept = select_residues(current, reference, ratio=0.4, missing_reference="own_loss")
+    assert kept.tolist() == [False, True, False]
+    assert excess_losses(current) is current
+
+
+def test_of_one_process_all_are_its_own():
+    current = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    for keep in ("largest", "smallest", "all"):
+        local = select_residues(current, ratio=0.3, keep=keep)
+        assert torch.equal(select_residues(current, ratio=0.3, keep=keep, scope="global"), local)
+
+
 def test_refuses_bad_input():
+    with pytest.raises(ValueError, match="'batch', 'global'"):
+        select_residues(torch.ones(3), scope="node")
+    with pytest.raises(ValueError, match="'raise', 'own_loss'"):
+        select_residues(torch.ones(3), torch.ones(3), missing_reference="zero")
     with pytest.raises(ValueError, match="0 < ratio <= 1"):
         select_residues(torch.ones(3), ratio=0.0)
     with pytest.raises(ValueError, match="'largest', 'smallest', 'all'"):

@@ -274,6 +274,41 @@ def test_nmr_and_unknown_have_no_resolution(read_text):
     assert chain.method == "SOLUTION NMR"
 
 
+ALPHAFOLD_CIF = (
+    "_entry.id AF-P00520-F1\nloop_\n_ma_qa_metric.id\n_ma_qa_metric.mode\n_ma_qa_metric.name\n_ma_qa_metric.type\n"
+    "1 global pLDDT pLDDT\n2 local pLDDT pLDDT\n"
+)
+ALPHAFOLD_TITLE = "TITLE     ALPHAFOLD MONOMER V2.0 PREDICTION FOR TYROSINE-PROTEIN KINASE ABL1\n"
+REMARK_1 = "REMARK   1 ALPHAFOLD DATA, COPYRIGHT (2021) DEEPMIND TECHNOLOGIES LIMITED. THE\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "name", "predicted"),
+    [
+        (ALPHAFOLD_CIF, "x.cif", True),
+        ("_ma_data.id 1\n_exptl.method 'X-RAY DIFFRACTION'\n", "x.cif", True),
+        ("_exptl.method 'THEORETICAL MODEL'\n", "x.cif", True),
+        ("_entry.id AF-P00520-F1\n", "x.cif", True),
+        ("_entry.id AF-P00520-F1\n_exptl.method 'X-RAY DIFFRACTION'\n", "x.cif", False),
+        ("", "x.cif", False),
+        ("EXPDTA    THEORETICAL MODEL\n", "x.pdb", True),
+        (ALPHAFOLD_TITLE, "x.pdb", True),
+        (REMARK_1, "x.pdb", True),
+        ("TITLE     ESMFOLD V1 PREDICTION FOR INPUT\n", "x.pdb", True),
+        ("", "AF-P00520-F1-model_v4.pdb", True),
+        ("", "AF-P00520-2-F1-model_v6.pdb", True),
+        ("", "query_unrelaxed_rank_001_alphafold2_ptm_model_3_seed_000.pdb", True),
+        ("EXPDTA    X-RAY DIFFRACTION\n" + ALPHAFOLD_TITLE + REMARK_1, "AF-P00520-F1-model_v4.pdb", False),
+        ("TITLE     CRYSTAL STRUCTURE OF A DESIGN\n", "AF-1.pdb", False),
+    ],
+)
+def test_predicted_models(read_text, headers, name, predicted):
+    atoms = peptide(["ALA"] * 3)
+    (chain,) = read_text(as_mmcif(atoms, headers) if name.endswith(".cif") else headers + atoms, name)
+    assert chain.predicted is predicted
+    assert chain.b_factors.tolist() == [10.0] * 3  # as the file has them
+
+
 def test_resolution_of_electron_microscopy(read_text):
     headers = "_exptl.method 'ELECTRON MICROSCOPY'\n_em_3d_reconstruction.resolution 3.2\n"
     (chain,) = read_text(as_mmcif(peptide(["ALA"] * 3), headers), "model.cif")

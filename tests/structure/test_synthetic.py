@@ -170,6 +170,7 @@ def test_files_read_back_equal(tmp_path, chains):
         (read,) = read_chains(path)
         assert (read.entry_id, read.chain_id, read.sequence) == (chain.entry_id, chain.chain_id, chain.sequence)
         assert (read.residue_numbers, read.method) == (chain.residue_numbers, chain.method)
+        assert read.predicted and chain.predicted
         assert (read.resolution, read.r_free) == (2.0, 0.25)
         np.testing.assert_allclose(read.coords, chain.coords, atol=1e-3, equal_nan=True)
         np.testing.assert_allclose(read.b_factors, chain.b_factors)

@@ -22,6 +22,7 @@ def chain_to_write(**changes):
         "r_free": 0.213,
         "method": "X-RAY DIFFRACTION",
         "deposition_date": "2001-02-03",
+        "predicted": True,
     }
     fields["coords"][2, [0, 4]] = fields["coords"][3] = fields["coords"][4, 1] = np.nan
     return ProteinChain(**fields | changes)
@@ -33,6 +34,7 @@ def test_write_and_read_again(tmp_path, name, bare):
     unknown = dict.fromkeys(("resolution", "r_free", "method", "deposition_date")) | {
         "chain_id": "A",
         "entry_id": "1abc",
+        "predicted": False,
     }
     chain = chain_to_write(**(unknown if bare else {}))
     write_mmcif(chain, tmp_path / name)
@@ -40,7 +42,8 @@ def test_write_and_read_again(tmp_path, name, bare):
     if name.endswith(".gz"):
         assert (tmp_path / name).read_bytes()[4:8] == bytes(4)  # no time stamp
     (copy,) = read_chains(tmp_path / name)
-    for field in ("id", "sequence", "residue_numbers", "resolution", "r_free", "method", "deposition_date"):
+    fields = ("id", "sequence", "residue_numbers", "resolution", "r_free", "method", "deposition_date", "predicted")
+    for field in fields:
         assert getattr(copy, field) == getattr(chain, field), field
     np.testing.assert_allclose(copy.coords, chain.coords, atol=5.1e-4)
     np.testing.assert_array_equal(copy.b_factors, chain.b_factors)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
@@ -29,11 +30,26 @@ class KillAtStep(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(output, family="esm", rows=18, kill_at_step=None, double=False, resume=False, without_structure=(), **options):
+def run(
+    output,
+    family="esm",
+    rows=18,
+    kill_at_step=None,
+    double=False,
+    resume=False,
+    without_structure=(),
+    reference=False,
+    **options,
+):
     torch.set_num_threads(1)
     model = tiny.FAMILIES[family].model()
     model = model.double() if double else model
     dataset = tiny.dataset(rows)
+    if reference:
+        # Any numbers will do: what is tested is that all processes rank by the same.
+        rng = np.random.default_rng(0)
+        losses = [rng.normal(size=(length, 6)).astype(np.float32).tobytes() for length in dataset["length"]]
+        dataset = dataset.add_column("reference_losses", losses)
     if without_structure:
         masks = [
             [False] * len(m) if i in without_structure else m

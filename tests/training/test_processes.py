@@ -85,6 +85,51 @@ def test_two_processes_equal_one(tmp_path, family):
         assert metrics[1][key] == pytest.approx(metrics[0][key], rel=1e-9), key
 
 
+@pytest.mark.parametrize("scope", ["global", "batch"])
+def test_global_selection_of_two_processes_equals_one_on_the_concatenation(tmp_path, scope):
+    """Token task alone: its losses do not depend on the other rank. By batch, each rank keeps its own fraction."""
+    options = {
+        "rows": 16,
+        "double": True,
+        "reference": True,
+        "mlm_weight": 0.0,
+        "latent_weight": 0.0,
+        "selection_ratio": 0.3,
+        "selection_scope": scope,
+        "max_steps": 2,
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "head_learning_rate": 0.05,
+        "warmup_steps": 0,
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+    }
+    job.run(tmp_path / "one", per_device_train_batch_size=8, **options)
+    launch(tmp_path / "two", processes=2, per_device_train_batch_size=4, **options)
+    expected, found = parameters(tmp_path / "one"), parameters(tmp_path / "two")
+    start = dict(tiny.esm_model().double().named_parameters())
+    difference = max(
+        ((value - found[name]).abs().max() / (value - start[name]).abs().max().clamp(min=1e-12)).item()
+        for name, value in expected.items()
+    )
+    assert difference < 1e-9 if scope == "global" else difference > 1e-3
+
+
+def test_a_rank_without_structures_selects_with_the_others(tmp_path):
+    launch(
+        tmp_path / "empty",
+        processes=2,
+        rows=8,
+        without_structure=list(range(0, 8, 2)),
+        reference=True,
+        selection_scope="global",
+        per_device_train_batch_size=1,
+        max_steps=3,
+        save_strategy="no",
+    )
+    assert all(value.isfinite().all() for value in parameters(tmp_path / "empty").values())
+
+
 def test_a_rank_without_structures_does_not_stop_the_others(tmp_path):
     launch(
         tmp_path / "empty",

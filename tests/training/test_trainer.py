@@ -8,6 +8,7 @@ from structure_aligned.data.collator import DataCollatorForStructureAlignment
 from structure_aligned.models.esm2 import esm2_tokenizer
 from structure_aligned.objectives.losses import IGNORE_INDEX
 from structure_aligned.training.arguments import StructureAlignmentTrainingArguments, check_processes
+from structure_aligned.training.running import LOSS_NAMES
 from structure_aligned.training.trainer import StructureAlignmentTrainer
 from tests import tiny
 
@@ -77,7 +78,8 @@ def test_announced_counts_are_the_kept_counts(tmp_path, ratio, keep):
     trainer.model.train()
     for batch in batches:
         trainer.compute_loss(trainer.model, batch, num_items_in_batch=counts)
-    assert trainer._running[4:8].tolist() == counts.tolist()
+    recorded = trainer._running.fetch(trainer.accelerator)
+    assert [recorded[f"count/{name}"] for name in LOSS_NAMES] == counts.tolist()
 
 
 def test_no_masked_residue_and_no_structure_still_train(tmp_path):
@@ -190,6 +192,9 @@ def test_arguments_have_the_papers_defaults_and_refuse_nonsense(tmp_path):
         {"selection_ratio": 1.5},
         {"selection_keep": "x"},
         {"remove_unused_columns": True},
+        {"selection_scope": "node"},
+        {"reference_mode": "sometimes"},
+        {"missing_reference": "zero"},
     ):
         with pytest.raises(ValueError):
             StructureAlignmentTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
