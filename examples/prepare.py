@@ -6,14 +6,29 @@ Build a dataset from structure files: sequences, 3Di tokens and pGNN embeddings.
 
 May be killed and started again: what was computed is kept in --cache_dir. Use the result with
 `examples/train.py --dataset datasets/pdb`.
+
+With options of the group "splits" the chains are split so that no cluster, entry or sequence is in two splits:
+`reference` (high quality, for a reference model), `train`, `validation` and `test`, as asked for. For example
+
+    python examples/prepare.py --structures pdb_files --pgnn mc_gearnet_edge.pth --output datasets/pdb_splits \
+        --clusters pdb_cluster.tsv --split_resolution 2.0 --split_r_free 0.25 --split_date 2023-01-01 \
+        --validation_fraction 0.02 --max_b_factor 80
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from structure_aligned import StructureDatasetBuilder, load_pgnn
+from structure_aligned import (
+    QualityThresholds,
+    StructureDatasetBuilder,
+    load_pgnn,
+    mask_low_confidence,
+    read_clusters,
+    split_chains,
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,13 +50,54 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, help="residues per chain")
     parser.add_argument("--chains", default="all", choices=["all", "first", "longest"], help="of each entry")
     parser.add_argument("--drop_duplicates", action="store_true", help="keep one chain of each sequence")
+    parser.add_argument("--predicted", default="auto", choices=["auto", "yes", "no"], help="are these models?")
+    parser.add_argument("--plddt_scale", default="100", choices=["100", "1", "auto"], help="of predicted models")
+    parser.add_argument("--max_b_factor", type=float, help="in Å²; residues above it lose their structure labels")
+    parser.add_argument("--min_plddt", type=float, help="0-100; residues below it lose their structure labels")
+
+    splits = parser.add_argument_group("splits", "What is not stated meets no bound; see split_chains for the rules.")
+    splits.add_argument("--split_resolution", type=float, help="reference: at most this, in Å")
+    splits.add_argument("--split_r_free", type=float, help="reference: at most this, as a fraction")
+    splits.add_argument("--split_methods", nargs="+", help='reference: such as "X-RAY DIFFRACTION"')
+    splits.add_argument("--split_plddt", type=float, help="reference: predicted models of at least this mean, 0-100")
+    splits.add_argument("--allow_missing_r_free", action="store_true", help="reference: also NMR, EM and old entries")
+    splits.add_argument("--reference_fraction", type=float, default=1.0, help="of the groups that qualify")
+    splits.add_argument("--split_date", help="test: chains deposited on this day (YYYY-MM-DD) or later")
+    splits.add_argument("--straddling", default="train", choices=["train", "test"], help="keeps mixed groups")
+    splits.add_argument("--undated", default="leave_out", choices=["leave_out", "train", "raise"], help="chains")
+    splits.add_argument("--clusters", help="MMseqs2's *_cluster.tsv of the chains (representative<TAB>member)")
+    splits.add_argument("--missing_clusters", default="raise", choices=["raise", "own"], help="chains not in it")
+    splits.add_argument("--validation_fraction", type=float, default=0.0, help="of the groups")
+    splits.add_argument("--test_fraction", type=float, default=0.0, help="of the groups")
+    splits.add_argument("--split_seed", type=int, default=0)
     return parser.parse_args()
+
+
+def split_options(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Options of `split_chains`, checked before the long work begins; `None` where no split is asked for."""
+    bounds = (args.split_resolution, args.split_r_free, args.split_methods, args.split_plddt)
+    asked = any(bound is not None for bound in bounds)
+    if not (asked or args.split_date or args.validation_fraction or args.test_fraction):
+        if args.clusters or args.allow_missing_r_free:
+            raise ValueError("--clusters and --allow_missing_r_free say how to split; say also which splits to make.")
+        return None
+    if args.validation_structures:
+        raise ValueError("Both --validation_structures and options that split; give all files as --structures.")
+    names = ("reference_fraction", "straddling", "undated", "missing_clusters", "validation_fraction", "test_fraction")
+    return {name: getattr(args, name) for name in names} | {
+        "quality": QualityThresholds(*bounds, args.allow_missing_r_free) if asked else None,
+        "date": args.split_date,
+        "clusters": read_clusters(args.clusters) if args.clusters else None,
+        "seed": args.split_seed,
+    }
 
 
 def main() -> None:
     args = parse_arguments()
     if args.output.exists() and any(args.output.iterdir()):
         raise ValueError(f"{args.output} is not empty; give a new folder, or delete it first.")
+    splits = split_options(args)
+    scale = args.plddt_scale if args.plddt_scale == "auto" else int(args.plddt_scale)
     structures = {"train": args.structures}
     if args.validation_structures:
         structures["validation"] = args.validation_structures
@@ -50,11 +106,19 @@ def main() -> None:
         structures,
         load_pgnn(args.pgnn, args.device, getattr(torch, args.dtype)),
         args.cache_dir,
+        predicted={"auto": None, "yes": True, "no": False}[args.predicted],
         **{name: getattr(args, name) for name in (*options, "chains", "drop_duplicates")},
     )
     builder.download_and_prepare(num_proc=args.num_proc)
     data = builder.as_dataset()
+    if args.max_b_factor is not None or args.min_plddt is not None:
+        for split, rows in data.items():
+            data[split] = mask_low_confidence(rows, args.max_b_factor, args.min_plddt, scale)
+    if splits is not None:
+        data, summary = split_chains(data["train"], plddt_scale=scale, **splits)
     data.save_to_disk(args.output)
+    if splits is not None:
+        print(f"\n{summary}\nSaved {', '.join(map(str, summary.save(args.output)))}")
     report = builder.report
     (args.output / "build_report.json").write_text((Path(builder.cache_dir) / "build_report.json").read_text())
     print(

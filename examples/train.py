@@ -5,101 +5,71 @@ Align a protein language model with structures.
     accelerate launch examples/train.py --model_type AMPLIFY --pgnn proteinmpnn     # the same, of other families
     accelerate launch examples/train.py --structures DIR --pgnn mc_gearnet_edge.pth \
         --model_name_or_path facebook/esm2_t6_8M_UR50D --output_dir outputs/saesm2_8m
+    accelerate launch examples/train.py --dataset datasets/pdb_splits --reference_model outputs/reference \
+        --model_name_or_path facebook/esm2_t12_35M_UR50D               # with residue selection, see train_reference.py
     accelerate launch examples/train.py config.yaml --learning_rate 5e-4     # options from a file, some overridden
 
-The options are those of `StructureAlignmentTrainingArguments` and of the two classes below.
+The options are those of `StructureAlignmentTrainingArguments` and of the classes here and in common.py.
 """
 
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import common
 import datasets
-import torch
-import yaml
-from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from common import ModelArguments
+from transformers import AutoTokenizer, PreTrainedModel
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
     DataCollatorForStructureAlignment,
     StructureAlignmentTrainer,
     StructureAlignmentTrainingArguments,
-    StructureDatasetBuilder,
-    comparison_table,
+    attach_reference_losses,
     embedding_dim,
-    fresh_trunk,
-    load_pgnn,
-    write_synthetic_folds,
+    leave_out_seen,
+    read_clusters,
 )
+from structure_aligned.data.seen import RECORD_NAME, training_chains_of
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 
 
 @dataclass
-class ModelArguments:
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Model to align; without it a fresh one."})
-    model_type: str = field(default="esm", metadata={"help": "Family of a fresh model: esm (ESM2) or AMPLIFY."})
-    num_hidden_layers: int = field(default=6, metadata={"help": "Layers of a fresh model."})
-    hidden_size: int = field(default=320, metadata={"help": "Width of a fresh model."})
-    num_attention_heads: int = field(default=20, metadata={"help": "Attention heads of a fresh model."})
-    pgnn: str = field(
-        default="gearnet",
-        metadata={"help": "Folder or weights file of a pGNN; gearnet or proteinmpnn for an untrained one."},
+class DataArguments(common.DataArguments):
+    reference_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder written by examples/train_reference.py. Its losses are computed once, before the training "
+            "(reference_mode auto or precomputed), or in every step (online). Whatever the mode, the chains that it "
+            "was trained on and their relatives are left out, unless --reference_allow_seen."
+        },
     )
-    pgnn_dim: int = field(default=128, metadata={"help": "Width of an untrained pGNN."})
-
-
-@dataclass
-class DataArguments:
-    structures: str | None = field(default=None, metadata={"help": "Structure files: folder or glob."})
-    validation_structures: str | None = field(default=None, metadata={"help": "The same, for validation."})
-    validation_fraction: float = field(default=0.05, metadata={"help": "Held out at random without the latter."})
-    dataset: str | None = field(default=None, metadata={"help": "Folder written by examples/prepare.py."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Of datasets and features."})
-    num_proc: int = field(default=1, metadata={"help": "Processes that read structures."})
-    on_error: str = field(default="skip", metadata={"help": "Unreadable files: skip (and report) or raise."})
-    max_length: int = field(default=2048, metadata={"help": "Tokens per protein; longer ones are cropped."})
-    num_synthetic: int = field(default=400, metadata={"help": "Synthetic folds to train on without --structures."})
+    reference_clusters: str | None = field(
+        default=None, metadata={"help": "MMseqs2's *_cluster.tsv: chains of one cluster are relatives."}
+    )
 
 
 def parse_arguments(argv: list[str]) -> tuple:
-    parser = HfArgumentParser([ModelArguments, DataArguments, StructureAlignmentTrainingArguments])
-    parser.set_defaults(eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True)
-    parser.set_defaults(metric_for_best_model="eval_loss", output_dir="outputs/aligned", logging_steps=10)
-    path = QUICKSTART
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        path, argv = Path(argv[0]), argv[1:]
-    elif any(option.split("=")[0] in ("--structures", "--dataset") for option in argv):
-        path = None
-    if path is not None:
-        options = yaml.safe_load(path.read_text()) or {}
-        if unknown := sorted(set(options) - {action.dest for action in parser._actions}):
-            raise ValueError(f"{path} has unknown options {unknown}; `--help` lists the known ones.")
-        parser.set_defaults(**options)
-    return parser.parse_args_into_dataclasses(argv)
-
-
-def build_data(model_args: ModelArguments, args: DataArguments, output_dir: Path) -> datasets.DatasetDict:
-    if args.structures is None:
-        structures = {}
-        for split, count in (("train", args.num_synthetic), ("validation", max(8, args.num_synthetic // 5))):
-            structures[split] = output_dir / "synthetic_folds" / split
-            write_synthetic_folds(structures[split], count, seed=0 if split == "train" else 1)
-    else:
-        structures = {"train": args.structures}
-        if args.validation_structures is not None:
-            structures["validation"] = args.validation_structures
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pgnn = load_pgnn(model_args.pgnn, device, width=model_args.pgnn_dim)
-    builder = StructureDatasetBuilder(structures, pgnn, args.cache_dir, on_error=args.on_error)
-    builder.download_and_prepare(num_proc=args.num_proc)
-    return builder.as_dataset()
+    classes = (ModelArguments, DataArguments, StructureAlignmentTrainingArguments)
+    model_args, data_args, training_args = common.parse_arguments(argv, classes, "outputs/aligned", QUICKSTART)
+    if data_args.reference_model is None:
+        for option, asked in (
+            ("--reference_clusters", data_args.reference_clusters is not None),
+            ("--reference_mode online", training_args.reference_mode == "online"),
+        ):
+            if asked:
+                raise ValueError(
+                    f"{option} came without a --reference_model; give the folder that examples/train_reference.py "
+                    "has written."
+                )
+    return model_args, data_args, training_args
 
 
 def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path, seed: int) -> datasets.DatasetDict:
-    data = datasets.load_from_disk(args.dataset) if args.dataset else build_data(model_args, args, output_dir)
+    data = common.load_data(model_args, args, output_dir)
     if "validation" not in data:
         print(f"No validation split: {args.validation_fraction:.0%} of the chains are held out at random.")
         halves = data["train"].train_test_split(args.validation_fraction, seed=seed)
@@ -107,41 +77,71 @@ def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path,
     return data
 
 
-def load_model(args: ModelArguments, structure_dim: int) -> tuple:
-    heads = {"structure_dim": structure_dim}
-    if args.model_name_or_path is not None:
-        model = AutoModelForStructureAlignment.from_pretrained(args.model_name_or_path, structure_alignment=heads)
-        return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
-    sizes = (args.num_hidden_layers, args.hidden_size, args.num_attention_heads)
-    config, tokenizer = fresh_trunk(args.model_type, *sizes, structure_alignment=heads)
-    return AutoModelForStructureAlignment.from_config(config), tokenizer
+def load_reference(folder: str, allow_seen: bool) -> PreTrainedModel:
+    """The reference model; early, so that one that cannot be used is refused before the data are built."""
+    model = AutoModelForStructureAlignment.from_pretrained(folder)
+    if training_chains_of(model) is None and not allow_seen:
+        raise ValueError(
+            f"{folder} has no {RECORD_NAME}, so nobody can tell which chains this model was trained on, and a "
+            "reference that has memorised a chain makes it look hard. Train one with examples/train_reference.py, or "
+            "take it as it is with --reference_allow_seen."
+        )
+    return model
+
+
+def without_seen(
+    data: datasets.DatasetDict, reference: PreTrainedModel, clusters: str | None, verbose: bool
+) -> datasets.DatasetDict:
+    """Training and validation chains that the reference model was not trained on, nor on relatives of theirs."""
+    table = None if clusters is None else read_clusters(clusters)
+    unseen = datasets.DatasetDict()
+    for split in ("train", "validation"):
+        unseen[split] = leave_out_seen(data[split], reference, table)
+        if verbose:
+            count = len(data[split]) - len(unseen[split])
+            print(f"{split}: {count} of {len(data[split])} chains left out, seen by the reference model.")
+        if len(unseen[split]) == 0:
+            raise ValueError(
+                f"The reference model has seen all {len(data[split])} chains of {split!r}, or relatives of them. Give "
+                "other chains (examples/prepare.py --split_resolution … keeps them apart), or allow it with "
+                "--reference_allow_seen."
+            )
+    return unseen
 
 
 def main() -> None:
     model_args, data_args, training_args = parse_arguments(sys.argv[1:])
-    set_seed(training_args.seed)
-    if training_args.device.type == "cpu" and training_args.world_size == 1:
-        torch.set_num_threads(os.cpu_count() or 1)  # accelerate launch leaves a process one thread
+    common.start_process(training_args)
+    reference, allow_seen = None, training_args.reference_allow_seen
+    if data_args.reference_model is not None:
+        reference = load_reference(data_args.reference_model, allow_seen)
     with training_args.main_process_first(desc="building the dataset"):
         data = load_data(model_args, data_args, Path(training_args.output_dir), training_args.seed)
-    model, tokenizer = load_model(model_args, embedding_dim(data["train"]))
+        if reference is not None and not allow_seen:
+            data = without_seen(data, reference, data_args.reference_clusters, training_args.process_index == 0)
+    # Before the reference's losses, so that runs with and without them start from the same fresh weights.
+    model, tokenizer = common.load_model(model_args, embedding_dim(data["train"]))
+    if reference is not None and training_args.reference_mode in ("auto", "precomputed"):
+        # Outside of the block above: the processes share this work and wait for each other.
+        data["train"] = attach_reference_losses(
+            data["train"],
+            reference.to(training_args.device),
+            AutoTokenizer.from_pretrained(data_args.reference_model),
+            max_length=data_args.max_length,
+            cache_dir=data_args.cache_dir and Path(data_args.cache_dir) / "reference_losses",
+            allow_seen=allow_seen,
+        )
+        reference = None
     trainer = StructureAlignmentTrainer(
         model,
         training_args,
         DataCollatorForStructureAlignment(tokenizer, max_length=data_args.max_length, seed=training_args.seed),
+        reference_model=reference if training_args.reference_mode == "online" else None,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=tokenizer,
     )
-    before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    after = trainer.evaluate()
-    trainer.save_model()
-    trainer.save_metrics("eval", after)
-    if trainer.is_world_process_zero():
-        print("\n" + comparison_table(before, after, data["validation"]))
-        plain = " without structure_aligned" if model.config.model_type == "esm" else ""
-        print(f"\nSaved {training_args.output_dir}: AutoModel.from_pretrained loads it{plain}.")
+    common.run(trainer)
 
 
 if __name__ == "__main__":

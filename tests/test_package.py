@@ -108,7 +108,7 @@ def test_configs_name_options_that_exist():
         sys.path.pop(0)
     classes = (train.ModelArguments, train.DataArguments, train.StructureAlignmentTrainingArguments)
     known = {name for arguments in classes for name in arguments.__dataclass_fields__}
-    configs = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+    configs = sorted((ROOT / "examples" / "configs").rglob("*.yaml"))
     assert len(configs) >= 3
     for path in configs:
         assert set(yaml.safe_load(path.read_text())) <= known, path

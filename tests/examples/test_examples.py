@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -20,6 +21,7 @@ from structure_aligned import (
     esm2_tokenizer,
 )
 from structure_aligned.models.pgnn import untrained_gearnet
+from structure_aligned.structure.io import read_chains, write_mmcif
 from structure_aligned.structure.synthetic import write_synthetic_folds
 
 
@@ -71,6 +73,45 @@ def test_prepare_writes_the_dataset_and_says_what_it_left_out(prepared):
         check=False,
     )
     assert refused.returncode != 0 and "is not empty" in refused.stderr
+
+
+def test_prepare_splits_by_quality_date_and_clusters(prepared, tmp_path):
+    root, _ = prepared
+    folder = tmp_path / "files"
+    folder.mkdir()
+    paths = sorted((root / "train").glob("*.cif*"))
+    for index, path in enumerate(paths):
+        (chain,) = read_chains(path)
+        quality = {"method": "X-RAY DIFFRACTION", "resolution": 1.5, "deposition_date": f"20{10 + index}-01-01"}
+        quality["r_free"] = None if index == 0 else 0.2
+        write_mmcif(replace(chain, predicted=False, **quality), folder / f"{chain.entry_id}.cif")
+    ids = [read_chains(path)[0].id for path in paths]
+    clusters = tmp_path / "all_cluster.tsv"
+    # The last chain, of the test by its date, has a relative from before.
+    clusters.write_text("".join(f"{name if name != ids[-1] else ids[0]}\t{name}\n" for name in ids))
+    common = ("--structures", folder, "--pgnn", root / "gearnet", "--cache_dir", root / "cache")
+    output = start(
+        "prepare.py",
+        *(*common, "--output", tmp_path / "dataset", "--clusters", clusters, "--max_b_factor", 50),
+        *("--split_resolution", 2.0, "--split_r_free", 0.25, "--reference_fraction", 0.5),
+        *("--split_date", "2018-01-01", "--validation_fraction", 0.2),
+    ).stdout
+    data = datasets.load_from_disk(tmp_path / "dataset")
+    assert list(data) == ["reference", "train", "validation", "test"]
+    assert data["test"]["id"][:] == ids[8:-1]
+    assert ids[0] not in data["reference"]["id"] and sum(map(len, data.values())) == 11
+    summary = json.loads((tmp_path / "dataset" / "splits.json").read_text())
+    assert [item["source"] for item in summary["left_out"]] == [ids[-1]]
+    assert "in no split, both sides of the date: 1" in output and "splits.json" in output
+    assert (tmp_path / "dataset" / "build_report.json").exists()
+
+    for options, message in (
+        (("--clusters", clusters), "say also which splits to make"),
+        (("--test_fraction", 0.1, "--validation_structures", folder), "Both --validation_structures and options"),
+        (("--split_plddt", 0.9), "min_plddt is 0.9"),
+    ):
+        refused = start("prepare.py", *common, "--output", tmp_path / "refused", *options, check=False)
+        assert refused.returncode != 0 and message in refused.stderr
 
 
 def test_train_on_a_prepared_dataset_from_a_checkpoint(prepared, tmp_path):

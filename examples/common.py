@@ -1,0 +1,124 @@
+"""What the training scripts share: options, data from structure files or a prepared dataset, a model, one run."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import yaml
+from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from structure_aligned import (
+    AutoModelForStructureAlignment,
+    StructureAlignmentTrainer,
+    StructureAlignmentTrainingArguments,
+    StructureDatasetBuilder,
+    comparison_table,
+    fresh_trunk,
+    load_pgnn,
+    write_synthetic_folds,
+)
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Model to align; without it a fresh one."})
+    model_type: str = field(default="esm", metadata={"help": "Family of a fresh model: esm (ESM2) or AMPLIFY."})
+    num_hidden_layers: int = field(default=6, metadata={"help": "Layers of a fresh model."})
+    hidden_size: int = field(default=320, metadata={"help": "Width of a fresh model."})
+    num_attention_heads: int = field(default=20, metadata={"help": "Attention heads of a fresh model."})
+    pgnn: str = field(
+        default="gearnet",
+        metadata={"help": "Folder or weights file of a pGNN; gearnet or proteinmpnn for an untrained one."},
+    )
+    pgnn_dim: int = field(default=128, metadata={"help": "Width of an untrained pGNN."})
+
+
+@dataclass
+class DataArguments:
+    structures: str | None = field(default=None, metadata={"help": "Structure files: folder or glob."})
+    validation_structures: str | None = field(default=None, metadata={"help": "The same, for validation."})
+    validation_fraction: float = field(default=0.05, metadata={"help": "Held out at random without the latter."})
+    dataset: str | None = field(default=None, metadata={"help": "Folder written by examples/prepare.py."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Of datasets and features."})
+    num_proc: int = field(default=1, metadata={"help": "Processes that read structures."})
+    on_error: str = field(default="skip", metadata={"help": "Unreadable files: skip (and report) or raise."})
+    max_length: int = field(default=2048, metadata={"help": "Tokens per protein; longer ones are cropped."})
+    num_synthetic: int = field(default=400, metadata={"help": "Synthetic folds to train on without --structures."})
+
+
+def parse_arguments(
+    argv: list[str], classes: tuple[type, type, type], output_dir: str, without_data: Path | None = None
+) -> tuple:
+    """
+    Instances of `classes` from the command line, whose first argument may be a file of options.
+
+    Args:
+        without_data (`Path`, *optional*): The file for a command line that names neither a file nor any data.
+    """
+    parser = HfArgumentParser(list(classes))
+    parser.set_defaults(eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True)
+    parser.set_defaults(metric_for_best_model="eval_loss", output_dir=output_dir, logging_steps=10)
+    path = without_data
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        path, argv = Path(argv[0]), argv[1:]
+    elif any(option.split("=")[0] in ("--structures", "--dataset") for option in argv):
+        path = None
+    if path is not None:
+        options = yaml.safe_load(path.read_text()) or {}
+        if unknown := sorted(set(options) - {action.dest for action in parser._actions}):
+            raise ValueError(f"{path} has unknown options {unknown}; `--help` lists the known ones.")
+        parser.set_defaults(**options)
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def start_process(training_args: StructureAlignmentTrainingArguments) -> None:
+    set_seed(training_args.seed)
+    if training_args.device.type == "cpu" and training_args.world_size == 1:
+        torch.set_num_threads(os.cpu_count() or 1)  # accelerate launch leaves a process one thread
+
+
+def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path) -> datasets.DatasetDict:
+    """The prepared dataset, or one of the structure files, or one of synthetic folds."""
+    if args.dataset is not None:
+        return datasets.load_from_disk(args.dataset)
+    if args.structures is None:
+        structures = {}
+        for split, count in (("train", args.num_synthetic), ("validation", max(8, args.num_synthetic // 5))):
+            structures[split] = output_dir / "synthetic_folds" / split
+            write_synthetic_folds(structures[split], count, seed=0 if split == "train" else 1)
+    else:
+        structures = {"train": args.structures}
+        if args.validation_structures is not None:
+            structures["validation"] = args.validation_structures
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pgnn = load_pgnn(model_args.pgnn, device, width=model_args.pgnn_dim)
+    builder = StructureDatasetBuilder(structures, pgnn, args.cache_dir, on_error=args.on_error)
+    builder.download_and_prepare(num_proc=args.num_proc)
+    return builder.as_dataset()
+
+
+def load_model(args: ModelArguments, structure_dim: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    heads: dict[str, Any] = {"structure_dim": structure_dim}
+    if args.model_name_or_path is not None:
+        model = AutoModelForStructureAlignment.from_pretrained(args.model_name_or_path, structure_alignment=heads)
+        return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
+    sizes = (args.num_hidden_layers, args.hidden_size, args.num_attention_heads)
+    config, tokenizer = fresh_trunk(args.model_type, *sizes, structure_alignment=heads)
+    return AutoModelForStructureAlignment.from_config(config), tokenizer
+
+
+def run(trainer: StructureAlignmentTrainer) -> None:
+    """Trains, saves, and prints what the training changed on the validation set."""
+    args = trainer.args
+    before = trainer.evaluate()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    after = trainer.evaluate()
+    trainer.save_model()
+    trainer.save_metrics("eval", after)
+    if trainer.is_world_process_zero():
+        print("\n" + comparison_table(before, after, trainer.eval_dataset))
+        plain = " without structure_aligned" if trainer.model.config.model_type == "esm" else ""
+        print(f"\nSaved {args.output_dir}: AutoModel.from_pretrained loads it{plain}.")
