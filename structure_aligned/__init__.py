@@ -19,6 +19,7 @@ _PUBLIC = {
     "structure.chain": ["ProteinChain"],
     "structure.io": ["read_chains", "write_mmcif"],
     "structure.tokens": ["STRUCTURE_ALPHABET_3DI", "encode_3di", "structure_tokens_to_string"],
+    "structure.secondary": ["assign_secondary_structure"],
     "structure.graph": ["residue_graph"],
     "structure.synthetic": ["synthetic_chain", "synthetic_chains", "write_synthetic_folds"],
     "models.configuration": ["AmplifyConfig", "GearNetConfig", "ProteinMPNNConfig"],
@@ -48,6 +49,8 @@ _PUBLIC = {
     "data.splits": ["split_chains"],
     "data.collator": ["DataCollatorForStructureAlignment"],
     "training.arguments": ["StructureAlignmentTrainingArguments"],
+    "training.inspection": ["SelectionRecord", "selection_frequency", "selection_summary", "selection_table"],
+    "training.selection_plot": ["plot_selection"],
     "training.report": ["comparison_table", "majority_accuracy"],
     "training.trainer": ["StructureAlignmentTrainer"],
 }
@@ -98,10 +101,13 @@ if TYPE_CHECKING:
     from .structure.chain import ProteinChain
     from .structure.graph import residue_graph
     from .structure.io import read_chains, write_mmcif
+    from .structure.secondary import assign_secondary_structure
     from .structure.synthetic import synthetic_chain, synthetic_chains, write_synthetic_folds
     from .structure.tokens import STRUCTURE_ALPHABET_3DI, encode_3di, structure_tokens_to_string
     from .training.arguments import StructureAlignmentTrainingArguments
+    from .training.inspection import SelectionRecord, selection_frequency, selection_summary, selection_table
     from .training.report import comparison_table, majority_accuracy
+    from .training.selection_plot import plot_selection
     from .training.trainer import StructureAlignmentTrainer
 
 

@@ -122,6 +122,10 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         chains (`str` or `list[str]`, *optional*, defaults to `"all"`): `"all"`, `"first"` or `"longest"` of each
             entry, or the ids to take, such as `["1abc_A"]`.
         drop_duplicates (`bool`, *optional*, defaults to `False`): Of chains with one sequence keep the first.
+        reference_model (`str`, `os.PathLike` or `PreTrainedModel`, *optional*): A reference model (its folder), whose
+            losses `as_dataset` adds to the rows of every split; see [`attach_reference_losses`]. They are kept beside
+            the features.
+        reference_options (`dict`, *optional*): Further arguments of [`attach_reference_losses`].
 
     Example:
 
@@ -146,6 +150,8 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         on_error: str = "raise",
         predicted: bool | None = None,
         max_batch_residues: int = 2048,
+        reference_model: Any = None,
+        reference_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         if on_error not in ("raise", "skip"):
@@ -191,10 +197,31 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         root = self.config.feature_cache or Path(self._cache_dir_root) / "structure_features"
         self.store = FeatureStore(root, self._pgnn_identity)
         self._report = BuildReport()
+        self._reference_model, self._reference_options = reference_model, reference_options or {}
 
     def __getstate__(self) -> dict[str, Any]:
         # The workers that write the dataset read stored features only.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_pgnn", "_digests", "_files")}
+        left_out = ("_pgnn", "_digests", "_files", "_reference_model")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+
+    def as_dataset(self, *args: Any, **kwargs: Any) -> datasets.Dataset | datasets.DatasetDict:
+        """As in Datasets, with the reference model's losses where there is one."""
+        built = super().as_dataset(*args, **kwargs)
+        if self._reference_model is None:
+            return built
+        from .reference import attach_reference_losses  # with Transformers, which the reading workers do without
+
+        if isinstance(self._reference_model, (str, os.PathLike)):
+            from ..models.alignment import AutoModelForStructureAlignment
+
+            self._reference_model = AutoModelForStructureAlignment.from_pretrained(self._reference_model)
+        options = {"cache_dir": self.store.root / "reference_losses"} | self._reference_options
+        if isinstance(built, datasets.Dataset):
+            return attach_reference_losses(built, self._reference_model, **options)
+        attached = {
+            split: attach_reference_losses(rows, self._reference_model, **options) for split, rows in built.items()
+        }
+        return datasets.DatasetDict(attached)
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(

@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from structure_aligned.data import reference as module
+from structure_aligned.data.builder import StructureDatasetBuilder
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
-from structure_aligned.data.features import REFERENCE_COLUMNS, decode_reference_losses
+from structure_aligned.data.features import REFERENCE_COLUMNS, decode_reference_losses, pgnn_identity
 from structure_aligned.data.reference import attach_reference_losses
 from structure_aligned.data.seen import sequence_digest, write_training_chains
 from structure_aligned.models.alignment import compute_residue_losses
 from structure_aligned.objectives.losses import IGNORE_INDEX
 from structure_aligned.objectives.reference import rebuild_contrastive_losses
+from structure_aligned.structure.synthetic import write_synthetic_folds
 from tests import tiny
 
 
@@ -223,6 +225,29 @@ def test_results_lie_beside_the_dataset_by_default(tmp_path):
     tiny.dataset(3).save_to_disk(tmp_path / "data")
     attach_reference_losses(datasets.load_from_disk(tmp_path / "data"), judge())
     assert len(list((tmp_path / "data" / "reference_losses").rglob("*.safetensors"))) == 3
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_builder_attaches_them(tmp_path, saved):
+    write_synthetic_folds(tmp_path / "folds", 4, max_length=40)
+    pgnn = tiny.WindowGNN()
+    model = judge(pgnn=pgnn_identity(pgnn))
+    if saved:
+        model.save_pretrained(tmp_path / "model")
+        write_training_chains(tmp_path / "model", tiny.dataset(2))
+    reference = tmp_path / "model" if saved else model
+    options = {"reference_model": reference, "reference_options": {"num_maskings": 2}}
+    builder = StructureDatasetBuilder(tmp_path / "folds", pgnn, tmp_path / "cache", **options)
+    builder.download_and_prepare()
+    rows = builder.as_dataset("train")
+    expected = attach_reference_losses(
+        StructureDatasetBuilder(tmp_path / "folds", pgnn, tmp_path / "cache").as_dataset("train"),
+        model,
+        num_maskings=2,
+        cache_dir=tmp_path / "again",
+    )
+    assert rows["reference_losses"][:] == expected["reference_losses"][:]
+    assert builder.as_dataset()["train"]["reference"][:] == rows["reference"][:]
 
 
 def test_parts_make_the_losses_of_a_batch_of_one():
