@@ -121,7 +121,9 @@ def main() -> None:
             data = without_seen(data, reference, data_args.reference_clusters, training_args.process_index == 0)
     # Before the reference's losses, so that runs with and without them start from the same fresh weights.
     model, tokenizer = common.load_model(model_args, embedding_dim(data["train"]))
-    if reference is not None and training_args.reference_mode in ("auto", "precomputed"):
+    # With everything kept there is nothing to rank, and "auto" asks for no losses.
+    wanted = {"precomputed": True, "auto": training_args.selection_ratio != 1.0}
+    if reference is not None and wanted.get(training_args.reference_mode):
         # Outside of the block above: the processes share this work and wait for each other.
         data["train"] = attach_reference_losses(
             data["train"],

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
@@ -21,6 +18,7 @@ from ..structure.synthetic import synthetic_chains
 from .configuration import GearNetConfig, ProteinMPNNConfig
 from .gearnet import GearNetModel
 from .proteinmpnn import ProteinMPNNEncoder
+from .weights import read_tensors
 
 
 logger = logging.get_logger(__name__)
@@ -111,24 +109,11 @@ def _family_of_folder(path: Path) -> PgnnFamily:
 
 def _family_of_file(path: Path) -> PgnnFamily:
     try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, "cpu", weights_only=True, mmap=False)
-        )
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        OSError,
-    ):
+        content = read_tensors(path, "the weights of a pGNN")
+    except ValueError:
         content = {}  # the loader of the first family says what is wrong with it
     for family in PGNN_FAMILIES.values():
-        if isinstance(content, dict) and family.owns(content):
+        if family.owns(content):
             return family
     return next(iter(PGNN_FAMILIES.values()))
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from structure_aligned.structure.backbone_graph import ATOM_PAIRS
 
-from .torchdrug import some_names
+from .weights import check_tensors, read_tensors, some_names
 
 
 _NOT_ENCODER = ("decoder_layers.", "W_s.", "W_out.")
@@ -35,36 +32,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], int | No
         FileNotFoundError: There is no such file.
         ValueError: It is cut off, holds objects that could run code, or is no state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file; give the path of the downloaded checkpoint.")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        AssertionError,
-    ) as error:
-        # What a damaged file raises depends on where it is damaged.
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as tensors ({reason}). Expected {_RELEASED}; if it is one, download it again. "
-            "Files with other pickled objects can run code and are never loaded: where the origin is trusted, load "
-            "it yourself and save the state dict alone."
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected {_RELEASED}, or a bare state dict.")
+    content = read_tensors(path, f"{_RELEASED}, or a bare state dict")
     neighbors = None
     state = content
     if "model_state_dict" in content:
@@ -136,23 +104,6 @@ def settings_from_encoder(state: Mapping[str, torch.Tensor], path: str | Path) -
     }
 
 
-def check_encoder(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], path: str | Path
-) -> None:
+def check_encoder(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], path: str | Path) -> None:
     """Raises `ValueError` unless names and shapes are exactly those expected."""
-    problems = []
-    if missing := sorted(set(expected) - set(state)):
-        problems.append(f"missing are {some_names(missing)}")
-    if unexpected := sorted(set(state) - set(expected)):
-        problems.append(f"not part of the encoder are {some_names(unexpected)}")
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
-    ]
-    if wrong:
-        problems.append(f"of another shape are {some_names(wrong)}")
-    if problems:
-        raise ValueError(
-            f"{path} does not fit the encoder that its features describe: {'; '.join(problems)}. Expected {_RELEASED}."
-        )
+    check_tensors(state, shapes, path, "the encoder that its features describe", _RELEASED)

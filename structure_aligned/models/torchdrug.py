@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from structure_aligned.structure.graph import NODE_FEATURE_DIM, edge_feature_dim, num_relations
+
+from .weights import check_tensors, read_tensors, some_names
 
 
 _RELATIONS = num_relations()
@@ -20,30 +19,7 @@ _RELATIONS = num_relations()
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """A bare dict of named tensors from `.safetensors`, or from a torch file of which only tensors are unpickled."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file; give the path of the downloaded state dict.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        OSError,
-    ) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{path} is not a file of plain tensors ({reason}). Expected a bare state dict as torchdrug's authors "
-            "publish it. Other pickled objects can run code and are never loaded: where the origin is trusted, load "
-            "it yourself and save model.state_dict() alone."
-        ) from error
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds a {type(state).__name__}; expected a bare state dict of named tensors.")
+    state = read_tensors(path, "a bare state dict of named tensors, as the authors of GearNet publish it")
     others = sorted(str(name) for name, value in state.items() if not isinstance(value, torch.Tensor))
     if others:
         raise ValueError(
@@ -115,26 +91,11 @@ def settings_from_state_dict(state: Mapping[str, torch.Tensor], path: str | Path
 
 
 def check_state_dict(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], path: str | Path
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], path: str | Path
 ) -> None:
     """Raises `ValueError` unless names and shapes are exactly those expected."""
-    problems = []
-    if missing := sorted(set(expected) - set(state)):
-        problems.append(f"missing are {some_names(missing)}")
-    if unexpected := sorted(set(state) - set(expected)):
-        problems.append(f"not part of this network are {some_names(unexpected)}")
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
-    ]
-    if wrong:
-        problems.append(f"of another shape are {some_names(wrong)}")
-    if problems:
-        raise ValueError(
-            f"{path} does not fit the GearNet that its first layers describe: {'; '.join(problems)}. Expected the "
-            "complete state dict of one GearNet or GearNet-Edge with batch normalisation."
-        )
+    expected = "the complete state dict of one GearNet or GearNet-Edge with batch normalisation"
+    check_tensors(state, shapes, path, "the GearNet that its first layers describe", expected)
 
 
 def _count(state: Mapping[str, torch.Tensor], family: str) -> int:
@@ -151,7 +112,3 @@ def _ratio(shapes: Mapping[tuple[str, int, str], tuple[int, ...]], family: str, 
             "one share for each relation."
         )
     return width // own
-
-
-def some_names(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -312,7 +312,7 @@ def without(state, *names):
         (lambda s: without(s, "layers.1.self_loop.weight"), r"no layers\.1\.self_loop\.weight"),
         (lambda s: without(s, "edge_layers.2.linear.weight"), r"no edge_layers\.2\.linear\.weight"),
         (lambda s: without(s, "batch_norms.0.bias"), r"missing are batch_norms\.0\.bias"),
-        (lambda s: s | {"mlp.weight": torch.zeros(1)}, r"not part of this network are mlp\.weight"),
+        (lambda s: s | {"mlp.weight": torch.zeros(1)}, r"not part of it are mlp\.weight"),
         (lambda s: s | {"layers.0.linear.weight": torch.zeros(24, 105)}, "5 relations; expected 7"),
         (lambda s: s | {"layers.0.linear.weight": torch.zeros(24, 100)}, "expected a multiple"),
         (lambda s: s | {"layers.0.self_loop.weight": torch.zeros(24, 39)}, "width 39; expected 21"),
@@ -336,12 +336,12 @@ def test_pickles_are_not_run(tmp_path):
 
     for name, write in (("a.pth", torch.save), ("b.pth", lambda x, path: path.write_bytes(pickle.dumps(x)))):
         write(Payload(), tmp_path / name)
-        with pytest.raises(ValueError, match="not a file of plain tensors"):
+        with pytest.raises(ValueError, match="cannot be read as tensors"):
             GearNetModel.from_torchdrug(tmp_path / name)
     assert not (tmp_path / "ran").exists()
     for name in ("c.pth", "c.safetensors"):
         (tmp_path / name).write_bytes(b"not a checkpoint")
-        with pytest.raises(ValueError, match="not a file of plain tensors"):
+        with pytest.raises(ValueError, match="cannot be read as tensors"):
             GearNetModel.from_torchdrug(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         GearNetModel.from_torchdrug(tmp_path / "nowhere.pth")

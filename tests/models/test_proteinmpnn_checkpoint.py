@@ -60,7 +60,7 @@ def changed(**tensors):
     [
         (changed(W_e_bias=None), r"missing are W_e\.bias"),
         (changed(encoder_layers_1_W11_weight=None), r"missing are encoder_layers\.1\.W11\.weight"),
-        (changed(mlp=torch.zeros(1)), "not part of the encoder are mlp"),
+        (changed(mlp=torch.zeros(1)), "not part of it are mlp"),
         (changed(W_e_weight=torch.zeros(16, 15)), r"W_e\.weight \(16, 15\) instead of \(16, 16\)"),
         (changed(W_e_weight=torch.zeros(16)), r"W_e\.weight \(16,\) instead of"),
         (changed(features_edge_embedding_weight=torch.zeros(16)), r"has shape \(16,\); expected a matrix"),
