@@ -37,6 +37,7 @@ _PUBLIC = {
     "models.esm2": ["esm2_config", "esm2_tokenizer"],
     "models.pgnn": ["PGNN_FAMILIES", "load_pgnn", "register_pgnn", "untrained_gearnet", "untrained_proteinmpnn"],
     "models.trunks": ["fresh_trunk"],
+    "objectives.contrastive": ["chunked_contrastive_losses", "contrastive_losses"],
     "objectives.losses": ["LossWeights", "ResidueLosses", "combine_losses", "residue_contrastive_losses"],
     "objectives.selection": ["select_residues"],
     "data.builder": ["StructureDatasetBuilder", "dataset_pgnn", "embedding_dim"],
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from .models.pgnn import PGNN_FAMILIES, load_pgnn, register_pgnn, untrained_gearnet, untrained_proteinmpnn
     from .models.proteinmpnn import ProteinMPNNEncoder
     from .models.trunks import fresh_trunk
+    from .objectives.contrastive import chunked_contrastive_losses, contrastive_losses
     from .objectives.losses import LossWeights, ResidueLosses, combine_losses, residue_contrastive_losses
     from .objectives.selection import select_residues
     from .structure.chain import ProteinChain

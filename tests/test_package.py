@@ -71,7 +71,13 @@ IMPORTS = {
 }
 
 
-@pytest.mark.parametrize("order", IMPORTS)
+# Five seconds each: what differs least from another is left to the slow run.
+SELDOM = ("peft", "layers", "alignment", "gearnet", "configuration")
+
+
+@pytest.mark.parametrize(
+    "order", [pytest.param(name, marks=[pytest.mark.slow] * (name in SELDOM)) for name in IMPORTS]
+)
 def test_the_auto_classes_know_our_networks_whatever_is_imported_first(tmp_path, order):
     AmplifyConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path / "amplify")
     GearNetConfig(hidden_dims=[4]).save_pretrained(tmp_path / "gearnet")

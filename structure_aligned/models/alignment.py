@@ -10,12 +10,12 @@ import torch
 from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..objectives.contrastive import contrastive_losses
 from ..objectives.losses import (
     LossWeights,
     ResidueLosses,
     combine_losses,
     labelled_cross_entropy,
-    residue_contrastive_losses,
 )
 from .amplify import AmplifyForMaskedLM
 from .configuration import AmplifyConfig
@@ -48,7 +48,7 @@ def compute_residue_losses(
                 "that hold a residue with an embedding, as DataCollatorForStructureAlignment does."
             )
         residue_mask = residue_mask.bool()
-        losses.seq_to_struct, losses.struct_to_seq = residue_contrastive_losses(
+        losses.seq_to_struct, losses.struct_to_seq = contrastive_losses(
             outputs.sequence_projection[residue_mask],
             outputs.structure_projection[residue_mask],
             outputs.logit_scale.exp(),

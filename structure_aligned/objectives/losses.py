@@ -102,6 +102,23 @@ def residue_contrastive_losses(
         `tuple[torch.Tensor, torch.Tensor]`, each of shape `(N,)`: Losses sequence → structure and structure →
         sequence, in nats, differentiable in all inputs.
     """
+    sequence, structure, sequence_candidates, structure_candidates = contrastive_inputs(
+        sequence, structure, sequence_candidates, structure_candidates, offset
+    )
+    targets = torch.arange(offset, offset + len(sequence), device=sequence.device)
+    to_structure = F.cross_entropy(scale * sequence @ structure_candidates.T, targets, reduction="none")
+    to_sequence = F.cross_entropy(scale * structure @ sequence_candidates.T, targets, reduction="none")
+    return to_structure, to_sequence
+
+
+def contrastive_inputs(
+    sequence: torch.Tensor,
+    structure: torch.Tensor,
+    sequence_candidates: torch.Tensor | None,
+    structure_candidates: torch.Tensor | None,
+    offset: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The four sets of [`residue_contrastive_losses`] in the dtype of the losses, or its errors."""
     if sequence.ndim != 2 or sequence.shape != structure.shape:
         raise ValueError(
             f"sequence has shape {tuple(sequence.shape)} and structure {tuple(structure.shape)}; "
@@ -116,10 +133,7 @@ def residue_contrastive_losses(
                 f"{len(sequence)} anchors at offset {offset} do not fit into {len(candidates)} {name}_candidates; "
                 "the candidates must contain the anchors' own rows, starting at offset."
             )
-    targets = torch.arange(offset, offset + len(sequence), device=sequence.device)
-    to_structure = F.cross_entropy(scale * sequence @ structure_candidates.T, targets, reduction="none")
-    to_sequence = F.cross_entropy(scale * structure @ sequence_candidates.T, targets, reduction="none")
-    return to_structure, to_sequence
+    return sequence, structure, sequence_candidates, structure_candidates
 
 
 def combine_losses(

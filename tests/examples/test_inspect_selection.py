@@ -63,6 +63,7 @@ def test_report_with_a_reference_and_structures(root, tmp_path):
         assert sum(line.split("\t")[3] == "H" for line in lines) > 10  # helix folds
 
 
+@pytest.mark.slow
 def test_report_by_the_models_own_loss(root, tmp_path):
     common = ("--model", root / "model", "--dataset", root / "data", "--output", tmp_path, "--use_cpu")
     output = start(*common, "--num_chains", 1).stdout

@@ -187,7 +187,7 @@ def test_summary():
     assert selection_summary([constant]).splitlines()[2].endswith("| – |")
 
 
-@pytest.mark.parametrize("length", [3, 60, 900])
+@pytest.mark.parametrize("length", [3, 60, pytest.param(900, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("known", [False, True])
 def test_plot(tmp_path, length, known):
     from matplotlib.image import imread

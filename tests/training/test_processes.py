@@ -85,7 +85,7 @@ def test_two_processes_equal_one(tmp_path, family):
         assert metrics[1][key] == pytest.approx(metrics[0][key], rel=1e-9), key
 
 
-@pytest.mark.parametrize("scope", ["global", "batch"])
+@pytest.mark.parametrize("scope", ["global", pytest.param("batch", marks=pytest.mark.slow)])
 def test_global_selection_of_two_processes_equals_one_on_the_concatenation(tmp_path, scope):
     """Token task alone: its losses do not depend on the other rank. By batch, each rank keeps its own fraction."""
     options = {
