@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
@@ -187,6 +188,7 @@ def train(arguments, name, data, seed, epochs, reference=None, **options):
     trainer.seen, trainer.dropped = (defaultdict(lambda: np.zeros(6, dtype=int)) for _ in range(2))
     start = time.perf_counter()
     trainer.train()
+    trainer.save_model()
     metrics = trainer.evaluate()
     print(
         f"{name}: token accuracy {metrics['eval_token_accuracy']:.4f}, {time.perf_counter() - start:.0f} s", flush=True
@@ -231,10 +233,11 @@ def main():
     data = builder.as_dataset()
     data["train"] = data["train"].add_column("group", [groups[name].tolist() for name in data["train"]["id"]])
 
+    # For bench_reference.py, which wants chains that neither model was trained on.
+    datasets.DatasetDict(validation=data["validation"]).save_to_disk(arguments.work / "dataset")
     folder = arguments.work / "reference"
     sets = {"train": data["reference"], "validation": data["validation"]}
-    trainer, judged = train(arguments, "reference", sets, 100, arguments.reference_epochs, selection_ratio=1.0)
-    trainer.save_model(folder)
+    _, judged = train(arguments, "reference", sets, 100, arguments.reference_epochs, selection_ratio=1.0)
     write_training_chains(folder, data["reference"])
     reference = AutoModelForStructureAlignment.from_pretrained(folder).to(arguments.device)
     main_set = data["train"]
