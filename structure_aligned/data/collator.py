@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..objectives.losses import IGNORE_INDEX
 from .features import REFERENCE_COLUMNS, decode_embedding, decode_reference_losses
+from .tokenizing import tokenize_residues
 
 
 class DataCollatorForStructureAlignment:
@@ -131,7 +132,7 @@ class DataCollatorForStructureAlignment:
         sequence = row["sequence"]
         rng = self._generator(row)
         window = self._crop(len(sequence), rng)
-        input_ids, is_residue = self._tokenize(sequence[window], row.get("id"))
+        input_ids, is_residue = tokenize_residues(self.tokenizer, sequence[window], row.get("id"))
         # Drawn for the whole protein: which residues are masked does not depend on the crop.
         masked = (rng.random(len(sequence)) < self.mlm_probability)[window]
         masked &= ~np.isin(input_ids[is_residue], self._never_target)
@@ -171,21 +172,6 @@ class DataCollatorForStructureAlignment:
         room = self.max_residues
         start = int(rng.integers(length - room + 1)) if length > room else 0
         return slice(start, start + min(length, room))
-
-    def _tokenize(self, sequence: str, name: str | None) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self.tokenizer(sequence, return_special_tokens_mask=True)
-        input_ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-        is_residue = np.asarray(encoded["special_tokens_mask"]) == 0
-        if is_residue.sum() != len(sequence):
-            # Some tokenizers count unknown letters among the special tokens; those are residues all the same.
-            is_residue |= input_ids == self.tokenizer.unk_token_id
-        if is_residue.sum() != len(sequence):
-            raise ValueError(
-                f"{name or 'A row'} has {len(sequence)} residues but {type(self.tokenizer).__name__} made "
-                f"{int(is_residue.sum())} tokens of them; expected upper-case one-letter codes, one token each. "
-                f"The sequence begins with {sequence[:20]!r}."
-            )
-        return input_ids, is_residue
 
     def _column(self, row: dict[str, Any], name: str) -> np.ndarray:
         values = np.asarray(row[name])
