@@ -10,16 +10,17 @@ import torch
 from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..objectives.contrastive import contrastive_losses
 from ..objectives.losses import (
     LossWeights,
     ResidueLosses,
     combine_losses,
     labelled_cross_entropy,
 )
+from ..objectives.negatives import residue_losses_among
 from .amplify import AmplifyForMaskedLM
 from .configuration import AmplifyConfig
 from .heads import StructureAlignmentHeads, StructureAlignmentOutput, StructureAlignmentSettings
+from .packing import PackedLayout
 
 
 def compute_residue_losses(
@@ -27,6 +28,7 @@ def compute_residue_losses(
     labels: torch.Tensor | None = None,
     structure_labels: torch.Tensor | None = None,
     residue_mask: torch.Tensor | None = None,
+    negatives: str = "batch",
 ) -> ResidueLosses:
     """
     Unreduced losses of every task whose labels are given.
@@ -35,6 +37,8 @@ def compute_residue_losses(
         outputs ([`StructureAlignmentOutput`]): With `structure_projection` where the latent task is wanted.
         labels, structure_labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): −100 elsewhere.
         residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Residues of the latent task.
+        negatives (`str`, *optional*, defaults to `"batch"`): Whose residues they are told apart from: see
+            [`residue_losses_among`].
     """
     losses = ResidueLosses()
     if labels is not None:
@@ -48,10 +52,11 @@ def compute_residue_losses(
                 "that hold a residue with an embedding, as DataCollatorForStructureAlignment does."
             )
         residue_mask = residue_mask.bool()
-        losses.seq_to_struct, losses.struct_to_seq = contrastive_losses(
+        losses.seq_to_struct, losses.struct_to_seq = residue_losses_among(
             outputs.sequence_projection[residue_mask],
             outputs.structure_projection[residue_mask],
             outputs.logit_scale.exp(),
+            negatives,
         )
     return losses
 
@@ -116,6 +121,7 @@ class StructureAlignmentMixin:
         structure_labels: torch.LongTensor | None = None,
         structure_embeddings: torch.Tensor | None = None,
         residue_mask: torch.Tensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> StructureAlignmentOutput:
         """
@@ -130,8 +136,12 @@ class StructureAlignmentMixin:
                 frozen pGNN's.
             residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Positions whose
                 `structure_embeddings` count.
+            sequence_ids (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): For packed rows, which
+                protein of its row each token belongs to: 0, 1, 2 …, −1 for padding. Proteins do not see each other.
         """
         return_dict = kwargs.pop("return_dict", None)
+        if sequence_ids is not None:
+            kwargs["layout"] = self._packed_layout(input_ids, sequence_ids, kwargs)
         logits, trunk = self._run_trunk(input_ids, attention_mask, **kwargs)
         aligned = self._align(
             logits,
@@ -146,8 +156,26 @@ class StructureAlignmentMixin:
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return aligned if return_dict else aligned.to_tuple()
 
+    @staticmethod
+    def _packed_layout(
+        input_ids: torch.Tensor | None, sequence_ids: torch.Tensor, options: dict[str, Any]
+    ) -> PackedLayout:
+        if input_ids is None or sequence_ids.shape != input_ids.shape:
+            found = None if input_ids is None else tuple(input_ids.shape)
+            raise ValueError(
+                f"sequence_ids have shape {tuple(sequence_ids.shape)} and input_ids {found}; packed rows need both, "
+                "of the same shape."
+            )
+        if given := {"position_ids", "inputs_embeds"} & {name for name, value in options.items() if value is not None}:
+            raise ValueError(f"{sorted(given)} came with sequence_ids, from which packed rows get their own.")
+        return PackedLayout.from_sequence_ids(sequence_ids)
+
     def _run_trunk(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        layout: PackedLayout | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, ModelOutput]:
         """MLM logits, and the trunk's output with `last_hidden_state`, `hidden_states` and `attentions`."""
         raise NotImplementedError
@@ -219,10 +247,46 @@ class EsmForStructureAlignment(StructureAlignmentMixin, EsmForMaskedLM):
         self.post_init()
 
     def _run_trunk(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        layout: PackedLayout | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, ModelOutput]:
-        outputs = self.esm(input_ids, attention_mask=attention_mask, **kwargs)
+        if layout is None:
+            outputs = self.esm(input_ids, attention_mask=attention_mask, **kwargs)
+        else:
+            mask, options = layout.attention_inputs(self.config._attn_implementation)
+            outputs = self.esm(
+                inputs_embeds=self._packed_embeddings(input_ids, layout),
+                attention_mask=mask if mask is None else _for_eager(mask, self.config, self.dtype),
+                position_ids=layout.position_ids,
+                **options,
+                **kwargs,
+            )
         return self.lm_head(outputs.last_hidden_state), outputs
+
+    def _packed_embeddings(self, input_ids: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+        """
+        Those of `EsmEmbeddings`, which scales a whole row by its masked fraction: here each protein by its own.
+        Shape `(batch_size, length, hidden_size)`.
+        """
+        embeddings = self.esm.embeddings
+        if embeddings.position_embedding_type != "rotary":
+            raise ValueError(
+                f"Packed rows need rotary positions, as ESM2 has them; this model's are "
+                f"{embeddings.position_embedding_type!r}. Train it with padded batches."
+            )
+        hidden = embeddings.word_embeddings(input_ids)
+        if embeddings.token_dropout:
+            is_mask = input_ids == embeddings.mask_token_id
+            trained_ratio = 0.15 * 0.8  # ESM's own constant: what it was pre-trained with
+            unmasked = 1 - layout.mask_ratio(is_mask).unsqueeze(-1)
+            scaled = hidden.masked_fill(is_mask.unsqueeze(-1), 0.0) * (1 - trained_ratio) / unmasked
+            hidden = scaled.to(hidden.dtype)
+        if embeddings.layer_norm is not None:
+            hidden = embeddings.layer_norm(hidden)
+        return (hidden * (layout.sequence_ids >= 0).unsqueeze(-1)).to(hidden.dtype)
 
 
 class AmplifyForStructureAlignment(StructureAlignmentMixin, AmplifyForMaskedLM):
@@ -238,8 +302,15 @@ class AmplifyForStructureAlignment(StructureAlignmentMixin, AmplifyForMaskedLM):
         self.post_init()
 
     def _run_trunk(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        layout: PackedLayout | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, ModelOutput]:
+        if layout is not None:
+            attention_mask, options = layout.attention_inputs(self.config._attn_implementation)
+            kwargs |= {"position_ids": layout.position_ids} | options
         outputs = self._encode(input_ids, attention_mask, **kwargs)
         return outputs.logits, outputs
 
@@ -293,6 +364,13 @@ class AutoModelForStructureAlignment:
                 f"({type(config).__name__}); expected one of: {known}."
             )
         return cls._model_classes[type(config)]
+
+
+def _for_eager(mask: torch.Tensor, config: PreTrainedConfig, dtype: torch.dtype) -> torch.Tensor:
+    """ESM's eager attention adds its mask to the scores; sdpa takes it as it is."""
+    if config._attn_implementation != "eager":
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
