@@ -14,6 +14,17 @@ from .features import REFERENCE_COLUMNS, decode_embedding, decode_reference_loss
 from .tokenizing import tokenize_residues
 
 
+FORWARD_INPUTS = ("input_ids", "attention_mask", "structure_embeddings", "sequence_ids")
+"""What of a batch the models' forward pass needs when the losses are computed outside of it."""
+
+
+def count_proteins(batch: dict[str, torch.Tensor]) -> torch.Tensor | int:
+    """Proteins of a padded or packed batch."""
+    if "sequence_ids" in batch:
+        return (batch["sequence_ids"].amax(dim=1) + 1).sum()
+    return len(batch["input_ids"])
+
+
 class DataCollatorForStructureAlignment:
     """
     Crops, masks and pads dataset rows; what the paper's training step gets.
@@ -29,12 +40,15 @@ class DataCollatorForStructureAlignment:
             cropped at random.
         pad_to_multiple_of (`int`, *optional*, defaults to 8): Of the batch's length.
         seed (`int`, *optional*, defaults to 0): Of masks and crops.
+        packing (`bool`, *optional*, defaults to `False`): Lay the proteins end to end in one row instead of one below
+            the other. Masks and crops are the same.
 
     Returns:
         A dict of tensors, all aligned with `input_ids` of shape `(batch_size, length)`: `attention_mask`, `labels`
         and `structure_labels` (−100 where there is no target), and, where the rows hold embeddings,
         `structure_embeddings` of shape `(batch_size, length, structure_dim)` with their `residue_mask`. Rows with
-        reference losses give `reference_losses` of shape `(batch_size, length, 6)`, NaN where there are none.
+        reference losses give `reference_losses` of shape `(batch_size, length, 6)`, NaN where there are none. Packed
+        ones have a `batch_size` of 1 and `sequence_ids` of shape `(1, length)`: 0, 1, 2 …, −1 for padding.
 
     Example:
 
@@ -56,6 +70,7 @@ class DataCollatorForStructureAlignment:
         max_length: int = 2048,
         pad_to_multiple_of: int = 8,
         seed: int = 0,
+        packing: bool = False,
     ) -> None:
         if not 0.0 <= mlm_probability < 1.0:
             raise ValueError(f"mlm_probability is {mlm_probability}; expected 0 <= p < 1 (the paper has 0.15).")
@@ -69,6 +84,7 @@ class DataCollatorForStructureAlignment:
         self.max_length = max_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.seed = seed
+        self.packing = packing
         self.num_special_tokens = tokenizer.num_special_tokens_to_add()
         if max_length <= self.num_special_tokens:
             raise ValueError(f"max_length is {max_length}; that leaves no residue beside the special tokens.")
@@ -87,24 +103,32 @@ class DataCollatorForStructureAlignment:
         self._epoch.fill_(epoch)
 
     def for_evaluation(self) -> DataCollatorForStructureAlignment:
-        """A copy with masks of its own that no `set_epoch` changes, so that evaluations can be compared."""
-        return type(self)(
-            self.tokenizer, self.mlm_probability, self.max_length, self.pad_to_multiple_of, seed=self.seed + 1
-        )
+        """A padding copy with masks of its own that no `set_epoch` changes, so that evaluations can be compared."""
+        return self._copy(seed=self.seed + 1, packing=False)
+
+    def for_packing(self) -> DataCollatorForStructureAlignment:
+        """A copy that packs, with the same masks."""
+        return self._copy(seed=self.seed, packing=True)
+
+    def _copy(self, **changes: Any) -> DataCollatorForStructureAlignment:
+        return type(self)(self.tokenizer, self.mlm_probability, self.max_length, self.pad_to_multiple_of, **changes)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if not rows:
             raise ValueError("There are no rows to collate.")
         examples = [self._example(row) for row in rows]
-        longest = max(len(example["input_ids"]) for example in examples)
+        lengths = [len(example["input_ids"]) for example in examples]
+        longest = sum(lengths) if self.packing else max(lengths)
         length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        shape = (len(rows), length)
+        shape = (1 if self.packing else len(rows), length)
         batch = {
             "input_ids": torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long),
             "attention_mask": torch.zeros(shape, dtype=torch.long),
             "labels": torch.full(shape, IGNORE_INDEX, dtype=torch.long),
             "structure_labels": torch.full(shape, IGNORE_INDEX, dtype=torch.long),
         }
+        if self.packing:
+            batch["sequence_ids"] = torch.full(shape, -1, dtype=torch.long)
         if any("structure_embeddings" in example for example in examples):
             dims = {
                 example["structure_embeddings"].shape[-1] for example in examples if "structure_embeddings" in example
@@ -120,11 +144,15 @@ class DataCollatorForStructureAlignment:
         if any(with_reference):
             # A row without any is all NaN: missing, which selection refuses or does without, as it is told.
             batch["reference_losses"] = torch.full((*shape, len(REFERENCE_COLUMNS)), torch.nan)
-        for index, example in enumerate(examples):
-            end = len(example["input_ids"])
-            batch["attention_mask"][index, :end] = 1
+        start = 0
+        for index, (example, length) in enumerate(zip(examples, lengths)):
+            place = (0, slice(start, start + length)) if self.packing else (index, slice(length))
+            batch["attention_mask"][place] = 1
+            if self.packing:
+                batch["sequence_ids"][place] = index
+                start += length
             for name, values in example.items():
-                batch[name][index, :end] = torch.from_numpy(values)
+                batch[name][place] = torch.from_numpy(values)
         return batch
 
     def _example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:

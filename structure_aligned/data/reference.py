@@ -174,7 +174,7 @@ class _Judge:
             for start in range(0, len(row["sequence"]), window)
         ]
         losses = [np.zeros((len(row["sequence"]), len(REFERENCE_COLUMNS))) for row in rows]
-        scale = self.model.alignment.logit_scale.detach().exp()
+        scale = self.model.alignment.logit_scale.detach().squeeze(0).exp()
         for masking in range(self.num_maskings):
             projected = self._projections([piece for *_, piece in pieces], masking)
             for (owner, start, piece), (token, sequence, structure) in zip(pieces, projected):

@@ -108,7 +108,8 @@ class StructureAlignmentHeads(nn.Module):
         )
         self.sequence_projection = nn.Linear(hidden_size, projection_dim)
         self.structure_projection = nn.Linear(settings.structure_dim, projection_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        # Of shape (1,): FSDP2 refuses scalars.
+        self.logit_scale = nn.Parameter(torch.tensor([INITIAL_LOGIT_SCALE]))
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -150,7 +151,8 @@ class StructureAlignmentHeads(nn.Module):
                 )
             structure_projection = self._project(self.structure_projection, structure_embeddings)
         sequence_projection = self._project(self.sequence_projection, hidden_state)
-        return token_logits, sequence_projection, structure_projection, self.logit_scale.clamp(min=MIN_LOGIT_SCALE)
+        logit_scale = self.logit_scale.clamp(min=MIN_LOGIT_SCALE).squeeze(0)
+        return token_logits, sequence_projection, structure_projection, logit_scale
 
     @staticmethod
     def _project(linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -132,6 +132,12 @@ def packed_attention(
         ]
         attended = torch.cat(attended, dim=2)[0].transpose(0, 1)
     return attended.reshape(batch_size, length, heads, head_dim), None
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Lets a model work on packed rows protein by protein, unless it was given another attention than sdpa."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(PACKED_ATTENTION)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,4 +1,4 @@
-"""Values of all ranks: for decisions that every rank has to take alike, and as candidates of the contrastive losses."""
+"""Values of all ranks: for decisions all have to take alike, and as candidates of the contrastive losses."""
 
 from __future__ import annotations
 

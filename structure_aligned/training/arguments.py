@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ..data.batching import BATCHING, TOKENS_PER_PROTEIN
 from ..objectives.losses import LossWeights
+from ..objectives.negatives import NEGATIVES
 from ..objectives.selection import KEEP_MODES, MISSING_REFERENCE, SCOPES, num_selected
 from .reference import REFERENCE_MODES
 
@@ -28,6 +30,16 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
         head_learning_rate (`float`, *optional*, defaults to 1e-3): Peak learning rate of the alignment heads;
             `learning_rate` is the trunk's.
         mlm_weight, physical_weight, latent_weight (`float`, *optional*, default to 1.0, 0.5, 0.5): Of the tasks.
+        batching (`str`, *optional*, defaults to `"tokens"`): What makes a micro-batch: `"tokens"`, as many proteins of
+            like length as fit into `tokens_per_batch` with their padding; `"packed"`, any proteins laid end to end in
+            one row, without padding and without attention between them; `"proteins"`, a number of them, as
+            `per_device_train_batch_size` and `train_sampling_strategy` say.
+        tokens_per_batch (`int`, *optional*): Positions per device and micro-batch. By default 256 for each of
+            `per_device_train_batch_size` proteins.
+        negatives (`str`, *optional*, defaults to `"batch"`): Residues of the contrastive loss: those of one process's
+            micro-batch (the paper's), or with `"global"` those of all processes' together.
+        compile_trunk (`bool`, *optional*, defaults to `False`): Compile the layers of the language model
+            (`torch.compile`), each kind once.
         selection_ratio (`float`, *optional*): Fraction of residues whose structure losses are kept. By default 0.8
             with a reference model and 1.0 without.
         selection_keep (`str`, *optional*, defaults to `"largest"`): Excess losses to keep: `"largest"`, `"smallest"`
@@ -66,6 +78,17 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
     mlm_weight: float = field(default=1.0, metadata={"help": "Weight of masked language modelling."})
     physical_weight: float = field(default=0.5, metadata={"help": "Weight of 3Di token prediction."})
     latent_weight: float = field(default=0.5, metadata={"help": "Weight of the contrastive loss, both directions."})
+    batching: str = field(
+        default="tokens", metadata={"help": "Micro-batches: tokens (length-grouped), packed or proteins."}
+    )
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Positions per device and micro-batch; by default 256 per per_device_train_batch_size."},
+    )
+    negatives: str = field(
+        default="batch", metadata={"help": "Negatives of the contrastive loss: batch (of one process) or global."}
+    )
+    compile_trunk: bool = field(default=False, metadata={"help": "Compile the layers of the language model."})
     selection_ratio: float | None = field(
         default=None, metadata={"help": "Fraction of residues kept; by default 0.8 with a reference model, else 1.0."}
     )
@@ -95,11 +118,13 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
                 "numbers >= 0. A weight of 0 turns a task off."
             )
         choices = {"selection_keep": KEEP_MODES, "selection_scope": SCOPES, "missing_reference": MISSING_REFERENCE}
-        for name, known in (choices | {"reference_mode": REFERENCE_MODES}).items():
+        choices |= {"reference_mode": REFERENCE_MODES, "batching": BATCHING, "negatives": NEGATIVES}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
         if self.selection_ratio is not None:
             num_selected(1, self.selection_ratio)  # says what is wrong with a ratio that is none
+        self._check_batching()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the collator needs the dataset's own columns.")
         check_processes(int(os.environ.get("WORLD_SIZE", "1")), self.world_size)
@@ -108,6 +133,19 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
                 f"This process sees {self.n_gpu} GPUs and would use DataParallel, which cuts the contrastive loss "
                 "into pieces. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
             )
+
+    def _check_batching(self) -> None:
+        if self.tokens_per_batch is None:
+            self.tokens_per_batch = TOKENS_PER_PROTEIN * self.per_device_train_batch_size
+        if self.tokens_per_batch < 1:
+            raise ValueError(f"tokens_per_batch is {self.tokens_per_batch}; expected at least 1.")
+        if self.batching != "proteins" and self.train_sampling_strategy not in ("random", "group_by_length"):
+            raise ValueError(
+                f"train_sampling_strategy is {str(self.train_sampling_strategy)!r} and batching {self.batching!r}, "
+                "which has an order of its own; use batching='proteins', or leave train_sampling_strategy out."
+            )
+        if self.compile_trunk and self.torch_compile:
+            raise ValueError("compile_trunk and torch_compile are both set; choose one of them.")
 
     @property
     def loss_weights(self) -> LossWeights:

@@ -190,6 +190,9 @@ class _NumberedRows:
 
     def __init__(self, collator: Any, rows: dict[str, int]) -> None:
         self.collator, self.rows = collator, rows
+        # What batches are planned by.
+        for name in ("max_length", "num_special_tokens", "pad_to_multiple_of"):
+            setattr(self, name, getattr(collator, name))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         numbers = torch.tensor([self.rows.get(row["id"], -1) for row in rows])
@@ -204,6 +207,7 @@ def _training_batches(
     # A copy, so that the Trainer's own collator stays in the epoch that it is in.
     collator = copy.deepcopy(trainer.data_collator)
     collator.set_epoch(epoch)
+    collator.packing = False  # the same proteins, masks and losses, and a row for each
     with _exchanged(trainer, train_dataset=dataset, data_collator=_NumberedRows(collator, rows)):
         loader = trainer.get_train_dataloader()
     if hasattr(loader, "set_epoch"):

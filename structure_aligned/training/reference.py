@@ -6,10 +6,14 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from ..data.collator import FORWARD_INPUTS
 from ..data.seen import check_unseen
 from ..models.alignment import compute_residue_losses
+from ..models.packing import use_packed_attention
+from ..objectives.distributed import is_distributed
 from ..objectives.losses import IGNORE_INDEX, ResidueLosses
 from ..objectives.reference import rebuild_contrastive_losses
 
@@ -27,7 +31,15 @@ class Reference(Protocol):
 
 
 class PrecomputedReference:
-    """From the column that [`attach_reference_losses`] has added; the contrastive ones for this batch's size."""
+    """
+    From the column that [`attach_reference_losses`] has added; the contrastive ones for the number of candidates.
+
+    Args:
+        negatives (`str`, *optional*, defaults to `"batch"`): As in the training.
+    """
+
+    def __init__(self, negatives: str = "batch") -> None:
+        self.negatives = negatives
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> ResidueLosses:
         if "reference_losses" not in inputs:
@@ -39,11 +51,23 @@ class PrecomputedReference:
         losses = ResidueLosses(token=stored[..., 0][inputs["structure_labels"] != IGNORE_INDEX])
         if "residue_mask" in inputs:
             aligned = inputs["residue_mask"].bool()
-            own = aligned.sum(dim=1, keepdim=True).expand_as(aligned)[aligned]
+            own = self._own_residues(aligned, inputs.get("sequence_ids"))[aligned]
+            candidates = torch.tensor(len(own), device=own.device)
+            if self.negatives == "global" and is_distributed():
+                dist.all_reduce(candidates)
             losses.seq_to_struct, losses.struct_to_seq = rebuild_contrastive_losses(
-                stored[..., 1:][aligned], own, len(own)
+                stored[..., 1:][aligned], own, candidates
             )
         return losses
+
+    @staticmethod
+    def _own_residues(aligned: torch.Tensor, sequence_ids: torch.Tensor | None) -> torch.Tensor:
+        """For every position the number of aligned residues of its protein."""
+        if sequence_ids is None:
+            return aligned.sum(dim=1, keepdim=True).expand_as(aligned)
+        counts = torch.zeros_like(sequence_ids)
+        ids = sequence_ids.clamp(min=0)  # padding is not aligned and adds nothing
+        return counts.scatter_add_(1, ids, aligned.to(counts.dtype)).gather(1, ids)
 
 
 class OnlineReference:
@@ -54,22 +78,27 @@ class OnlineReference:
         model (`PreTrainedModel`): Alignment model; is frozen and put into evaluation mode. Shared by nothing else.
         device (`torch.device`): Where the training runs.
         bf16 (`bool`, *optional*): Computes under bfloat16 autocast; by default on GPUs that have it.
+        negatives (`str`, *optional*, defaults to `"batch"`): As in the training.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device, bf16: bool | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, device: torch.device, bf16: bool | None = None, negatives: str = "batch"
+    ) -> None:
         self.model = model.eval().requires_grad_(False).to(device)
+        use_packed_attention(self.model)
         if bf16 is None:
             bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.device, self.bf16 = device, bf16
+        self.device, self.bf16, self.negatives = device, bf16, negatives
 
     @torch.no_grad()
     def __call__(self, inputs: dict[str, torch.Tensor]) -> ResidueLosses:
-        names = ("input_ids", "attention_mask", "structure_embeddings")
         # The training's own autocast, if any, is left aside: the reference is judged in one precision throughout.
         precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
         with precision if self.bf16 or torch.is_autocast_enabled(self.device.type) else contextlib.nullcontext():
-            outputs = self.model(**{name: inputs[name] for name in names if name in inputs})
-            return compute_residue_losses(outputs, None, inputs["structure_labels"], inputs.get("residue_mask"))
+            outputs = self.model(**{name: inputs[name] for name in FORWARD_INPUTS if name in inputs})
+            return compute_residue_losses(
+                outputs, None, inputs["structure_labels"], inputs.get("residue_mask"), self.negatives
+            )
 
 
 def make_reference(
@@ -95,7 +124,7 @@ def make_reference(
             "reference_losses; add them with attach_reference_losses."
         )
     if mode != "online":
-        return PrecomputedReference() if mode == "precomputed" else None
+        return PrecomputedReference(args.negatives) if mode == "precomputed" else None
     if reference_model is None:
         raise ValueError("reference_mode is 'online' but the Trainer got no reference_model.")
     theirs, own = reference_model.config, model.config
@@ -113,4 +142,4 @@ def make_reference(
         )
     if not args.reference_allow_seen and train_dataset is not None:
         check_unseen(train_dataset, reference_model)
-    return OnlineReference(reference_model, args.device)
+    return OnlineReference(reference_model, args.device, negatives=args.negatives)

@@ -7,11 +7,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    EvalPrediction,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -21,27 +19,20 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from ..data.batching import TokenBudgetBatchSampler
 from ..data.builder import dataset_pgnn, embedding_dim
+from ..data.collator import FORWARD_INPUTS, count_proteins
 from ..models.alignment import compute_residue_losses
 from ..models.heads import StructureAlignmentOutput
+from ..models.packing import use_packed_attention
 from ..objectives.losses import IGNORE_INDEX, ResidueLosses, combine_losses
 from ..objectives.selection import excess_losses, select_residues
 from .arguments import DEFAULT_RATIO, StructureAlignmentTrainingArguments
+from .compiling import compile_trunk
+from .evaluating import evaluation_metrics, protein_tables
+from .loading import RankCheck, token_budget_loader, token_budget_sampler
 from .reference import make_reference
 from .running import LOSS_NAMES, SELECTED_LOSSES, RunningSums, selection_logs, selection_sums
-
-
-# Columns of the per-protein tables that evaluation gathers: sums, each with the kind of residue it is taken over.
-_SUMS = {
-    "mlm": "mlm",
-    "token": "token",
-    "seq_to_struct": "aligned",
-    "struct_to_seq": "aligned",
-    "token_hits": "token",
-    "retrieval_hits": "aligned",
-    "retrieval_chance": "aligned",
-}
-_KINDS = ("mlm", "token", "aligned")
 
 
 class StructureAlignmentTrainer(Trainer):
@@ -76,6 +67,8 @@ class StructureAlignmentTrainer(Trainer):
     ) -> None:
         if not isinstance(args, StructureAlignmentTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}; expected StructureAlignmentTrainingArguments.")
+        if args.batching == "packed":
+            data_collator = data_collator.for_packing()
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         # The same statement for versions of Transformers that have no `loss_is_scaled_for_ga` yet (5.17).
         self.model_accepts_loss_kwargs = True
@@ -90,11 +83,17 @@ class StructureAlignmentTrainer(Trainer):
             # Contacts are no task here: without a gradient the head would stop DDP, and it must stay as it was.
             if "contact_head" in name:
                 parameter.requires_grad_(False)
-        self.add_callback(_SetCollatorEpoch(data_collator))
+        self._set_epoch = _SetEpoch(data_collator)
+        self.add_callback(self._set_epoch)
         # Sums and counts, exactly; Apple's GPUs have no float64.
         self._wide = torch.float32 if args.device.type == "mps" else torch.float64
         self._running = RunningSums(args.device, self._wide)
         self.reference = make_reference(args, model, reference_model, self.train_dataset)
+        if getattr(data_collator, "packing", False):
+            use_packed_attention(model)
+        if args.compile_trunk:
+            compile_trunk(model, args.torch_compile_backend, args.torch_compile_mode)
+        self._ranks = RankCheck()
         self._clock, self._paused = time.perf_counter(), 0.0
 
     @property
@@ -151,6 +150,32 @@ class StructureAlignmentTrainer(Trainer):
         names = super().get_decay_parameter_names(model)
         return [name for name in names if not name.endswith("logit_scale") and "norm" not in name.lower()]
 
+    # Batches
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Batches by tokens, padded or packed, or the Trainer's own: see `args.batching`."""
+        if self.args.batching == "proteins" or self.train_dataset is None:
+            return super().get_train_dataloader()
+        sampler = token_budget_sampler(self)
+        # After resuming in mid-epoch, Accelerate wraps it in a way that hides it from the Trainer's own call.
+        self._set_epoch.sampler = sampler
+        return token_budget_loader(self, sampler)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+        """The Trainer's; a rank that cannot load its batches ends the run on all ranks, with its error."""
+        batch_samples, error = [], None
+        try:
+            for _ in range(num_batches):
+                batch_samples.append(next(epoch_iterator))
+        except StopIteration:
+            pass
+        except Exception as raised:  # of any kind: it is raised again below
+            error = raised
+        self._ranks.all_well(error)
+        return batch_samples, self._get_num_items_in_batch(batch_samples, device)
+
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor:
         """
         Number of residues that each loss will keep in all micro-batches of all ranks, of shape `(len(LOSS_NAMES),)`.
@@ -192,7 +217,7 @@ class StructureAlignmentTrainer(Trainer):
         gradient of the whole batch.
         """
         outputs = self._forward(model, inputs)
-        losses = self._residue_losses(outputs, inputs)
+        losses = self._residue_losses(outputs, inputs, self.args.negatives)
         kept, excess = self.select(losses, inputs)
         counts = self._kept_counts(self._available(inputs)) if num_items_in_batch is None else num_items_in_batch
         total, sums = combine_losses(losses, self.args.loss_weights, kept, dict(zip(LOSS_NAMES, counts)))
@@ -229,20 +254,22 @@ class StructureAlignmentTrainer(Trainer):
     @staticmethod
     def _forward(model: nn.Module, inputs: dict[str, torch.Tensor]) -> StructureAlignmentOutput:
         # Without labels: the unselected loss that the model would compute is not needed.
-        names = ("input_ids", "attention_mask", "structure_embeddings")
-        return model(**{name: inputs[name] for name in names if name in inputs})
+        return model(**{name: inputs[name] for name in FORWARD_INPUTS if name in inputs})
 
     @staticmethod
-    def _residue_losses(outputs: StructureAlignmentOutput, inputs: dict[str, torch.Tensor]) -> ResidueLosses:
+    def _residue_losses(
+        outputs: StructureAlignmentOutput, inputs: dict[str, torch.Tensor], negatives: str = "batch"
+    ) -> ResidueLosses:
         return compute_residue_losses(
-            outputs, inputs["labels"], inputs["structure_labels"], inputs.get("residue_mask")
+            outputs, inputs["labels"], inputs["structure_labels"], inputs.get("residue_mask"), negatives
         )
 
     # Logging
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._clock, self._paused = time.perf_counter(), 0.0
-        return super().train(*args, **kwargs)
+        with self._ranks:
+            return super().train(*args, **kwargs)
 
     def _record(
         self,
@@ -251,9 +278,8 @@ class StructureAlignmentTrainer(Trainer):
         excess: dict[str, torch.Tensor],
         inputs: dict[str, torch.Tensor],
     ) -> None:
-        tokens = inputs["attention_mask"].sum()
-        special = len(inputs["attention_mask"]) * getattr(self.data_collator, "num_special_tokens", 0)
-        values = {"residues": tokens - special}
+        special = count_proteins(inputs) * getattr(self.data_collator, "num_special_tokens", 0)
+        values = {"residues": inputs["attention_mask"].sum() - special}
         available = dict(zip(LOSS_NAMES, self._available(inputs)))
         for name, total in sums.items():
             values |= {f"sum/{name}": total, f"count/{name}": kept[name].sum() if name in kept else available[name]}
@@ -310,72 +336,24 @@ class StructureAlignmentTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """
-        Sums and counts per protein, of shapes `(batch_size, 7)` and `(batch_size, 3)`.
-
-        Per protein and not per batch, so that the Trainer's own gathering drops what padding the last batch of
-        several ranks repeats, and the metrics are exact means over residues.
-        """
+        """Tables of sums and counts per protein instead of logits and labels: see [`protein_tables`]."""
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             outputs = self._forward(model, inputs)
             losses = self._residue_losses(outputs, inputs)
-        masks = {
-            "mlm": inputs["labels"] != IGNORE_INDEX,
-            "token": inputs["structure_labels"] != IGNORE_INDEX,
-            "aligned": torch.zeros_like(inputs["labels"], dtype=torch.bool),
-        }
-        values = dict(losses.items())
-        labels = inputs["structure_labels"][masks["token"]]
-        values["token_hits"] = outputs.structure_logits[masks["token"]].argmax(-1) == labels
-        if losses.seq_to_struct is not None:
-            masks["aligned"] = inputs["residue_mask"].bool()
-            nearest = outputs.sequence_projection[masks["aligned"]] @ outputs.structure_projection[masks["aligned"]].T
-            own = torch.arange(len(nearest), device=nearest.device)
-            values["retrieval_hits"] = nearest.argmax(dim=1) == own
-            values["retrieval_chance"] = torch.ones_like(own, dtype=self._wide) / max(len(own), 1)
-
-        def per_protein(kind: str, values: torch.Tensor | None) -> torch.Tensor:
-            table = torch.zeros(masks[kind].shape, dtype=self._wide, device=masks[kind].device)
-            if values is not None:
-                table[masks[kind]] = values.to(self._wide)
-            return table.sum(dim=1)
-
-        sums = [per_protein(kind, values.get(name)) for name, kind in _SUMS.items()]
-        counts = [mask.sum(dim=1).to(self._wide) for mask in masks.values()]
-        return None, torch.stack(sums, dim=1), torch.stack(counts, dim=1)
+        return None, *protein_tables(outputs, losses, inputs, self._wide)
 
 
-def evaluation_metrics(args: StructureAlignmentTrainingArguments) -> Any:
-    """
-    `compute_metrics` for the tables of [`StructureAlignmentTrainer.prediction_step`]: means over residues.
-
-    `retrieval_at_1` is the fraction of residues whose own structure is nearest to them among all residues of their
-    evaluation batch; `retrieval_chance` is what guessing gives.
-    """
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        sums = dict(zip(_SUMS, np.asarray(prediction.predictions).sum(axis=0)))
-        counts = dict(zip(_KINDS, np.asarray(prediction.label_ids).sum(axis=0)))
-        means = {name: sums[name] / counts[kind] for name, kind in _SUMS.items() if counts[kind] > 0}
-        weights = args.loss_weights.per_loss()
-        metrics = {"loss": sum(weights[name] * means.get(name, 0.0) for name in LOSS_NAMES)}
-        shown = {name: f"{name}_loss" for name in LOSS_NAMES} | {"token_hits": "token_accuracy"}
-        shown |= {"retrieval_hits": "retrieval_at_1", "retrieval_chance": "retrieval_chance"}
-        metrics |= {shown[name]: mean for name, mean in means.items()}
-        return metrics
-
-    return compute
-
-
-class _SetCollatorEpoch(TrainerCallback):
-    """Tells the collator the epoch, before its batches are made; after resuming in mid-epoch too."""
+class _SetEpoch(TrainerCallback):
+    """Tells collator and sampler the epoch, before its batches are made; after resuming in mid-epoch too."""
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
+        self.sampler: TokenBudgetBatchSampler | None = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if hasattr(self.collator, "set_epoch"):
-            self.collator.set_epoch(int(state.epoch or 0))
+        for target in (self.collator, self.sampler):
+            if hasattr(target, "set_epoch"):
+                target.set_epoch(int(state.epoch or 0))

@@ -1,4 +1,4 @@
-"""One of several gloo processes: losses and gradients of its share of some residues, to RANK.pt in the folder given."""
+"""One of several gloo processes: losses and gradients of its share of some residues, to RANK.pt in a folder."""
 
 import sys
 

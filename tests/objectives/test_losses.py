@@ -130,6 +130,7 @@ def authors_model(folder, name):
         state |= {
             key.replace(theirs, f"alignment.{ours}"): value for key, value in weights.items() if key.startswith(theirs)
         }
+    state["alignment.logit_scale"] = state["alignment.logit_scale"].reshape(1)
     model = EsmForStructureAlignment(config).eval()
     model.load_state_dict(state)
     return model

@@ -30,6 +30,15 @@ class KillAtStep(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Damaged(DataCollatorForStructureAlignment):
+    broken = None
+
+    def _example(self, row):
+        if row["id"] == self.broken:
+            raise ValueError(f"{row['id']} is damaged")
+        return super()._example(row)
+
+
 def run(
     output,
     family="esm",
@@ -39,6 +48,7 @@ def run(
     resume=False,
     without_structure=(),
     reference=False,
+    broken_row=None,
     **options,
 ):
     torch.set_num_threads(1)
@@ -58,10 +68,12 @@ def run(
         dataset = dataset.remove_columns("structure_embedding_mask").add_column("structure_embedding_mask", masks)
     tokenizer = tiny.FAMILIES[family].tokenizer()
     arguments = {"output_dir": str(output), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
+    collator = Damaged(tokenizer)
+    collator.broken = f"row{broken_row}_A"
     trainer = StructureAlignmentTrainer(
         model,
         StructureAlignmentTrainingArguments(**(arguments | options)),
-        DataCollatorForStructureAlignment(tokenizer),
+        collator,
         train_dataset=dataset,
         eval_dataset=tiny.dataset(5),
         callbacks=[KillAtStep(kill_at_step)] if kill_at_step else [],

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,37 @@ def launch(output, processes=1, check=True, **options):
     if check and result.returncode != 0:
         pytest.fail(result.stderr[-3000:])
     return result
+
+
+def launch_alone(output, processes, **options):
+    """The processes without an agent that would end them all when one fails: each must end by itself."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "localhost"}
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        command = [sys.executable, "-m", "tests.training.job", str(output), json.dumps(options)]
+        environment |= {"MASTER_PORT": str(port)}
+        started.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+        )
+    try:
+        return [(process.communicate(timeout=200)[1], process.returncode) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def largest_difference(expected, found, start):
+    """Of two runs' parameters, relative to what training changed: the worst of all tensors."""
+    return max(
+        ((value - found[name]).abs().max() / (value - start[name]).abs().max().clamp(min=1e-12)).item()
+        for name, value in expected.items()
+    )
 
 
 def parameters(folder):
@@ -108,10 +140,7 @@ def test_global_selection_of_two_processes_equals_one_on_the_concatenation(tmp_p
     launch(tmp_path / "two", processes=2, per_device_train_batch_size=4, **options)
     expected, found = parameters(tmp_path / "one"), parameters(tmp_path / "two")
     start = dict(tiny.esm_model().double().named_parameters())
-    difference = max(
-        ((value - found[name]).abs().max() / (value - start[name]).abs().max().clamp(min=1e-12)).item()
-        for name, value in expected.items()
-    )
+    difference = largest_difference(expected, found, start)
     assert difference < 1e-9 if scope == "global" else difference > 1e-3
 
 
@@ -141,3 +170,64 @@ def test_a_rank_without_structures_does_not_stop_the_others(tmp_path):
         save_strategy="no",
     )
     assert all(value.isfinite().all() for value in parameters(tmp_path / "empty").values())
+
+
+PLAIN_STEPS = {
+    "double": True,
+    "optim": "sgd",
+    "learning_rate": 0.05,
+    "head_learning_rate": 0.05,
+    "warmup_steps": 0,
+    "max_grad_norm": 0.0,
+    "save_strategy": "no",
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"family": "esm", "selection_ratio": 0.5, "selection_scope": "global", "reference": True},
+        # Every second protein: those of one rank. Its residues are none, and it waits for nobody.
+        pytest.param({"family": "AMPLIFY", "without_structure": list(range(0, 16, 2))}, marks=pytest.mark.slow),
+    ],
+    ids=["selection and accumulation", "uneven and empty"],
+)
+def test_negatives_of_two_processes_equal_one_on_the_concatenation(tmp_path, case):
+    """All tasks, selection over both ranks, two accumulated micro-batches: the same step as one process's."""
+    options = {"rows": 16, "batching": "proteins", "max_steps": 2, "gradient_accumulation_steps": 2} | case
+    job.run(tmp_path / "one", per_device_train_batch_size=4, **PLAIN_STEPS, **options)
+    launch(tmp_path / "two", processes=2, per_device_train_batch_size=2, negatives="global", **PLAIN_STEPS, **options)
+    start = dict(tiny.FAMILIES[case["family"]].model().double().named_parameters())
+    assert largest_difference(parameters(tmp_path / "one"), parameters(tmp_path / "two"), start) < 1e-9
+
+
+def test_own_negatives_of_two_processes_are_another_loss(tmp_path):
+    """The test above can fail."""
+    options = {"rows": 16, "batching": "proteins", "max_steps": 1} | PLAIN_STEPS
+    job.run(tmp_path / "one", per_device_train_batch_size=4, **options)
+    launch(tmp_path / "two", processes=2, per_device_train_batch_size=2, **options)
+    start = dict(tiny.esm_model().double().named_parameters())
+    assert largest_difference(parameters(tmp_path / "one"), parameters(tmp_path / "two"), start) > 1e-3
+
+
+def test_a_batch_that_cannot_be_loaded_ends_all_ranks(tmp_path):
+    results = launch_alone(tmp_path, 2, rows=8, batching="proteins", per_device_train_batch_size=1, broken_row=3)
+    errors = [stderr.strip().splitlines()[-1] for stderr, _ in results]
+    assert all(code not in (0, None) and code > 0 for _, code in results), results
+    own = [error for error in errors if error.endswith("]: ValueError: row3_A is damaged")]
+    other = [error for error in errors if "another could not load its batch" in error]
+    assert len(own) == len(other) == 1, errors
+    assert "ValueError: row3_A is damaged" in other[0]
+
+
+@pytest.mark.parametrize("batching", ["tokens", pytest.param("packed", marks=pytest.mark.slow)])
+def test_resume_crosses_from_one_to_two_processes(tmp_path, batching):
+    """One process with two accumulation steps, killed, goes on as two with one: as if nothing had happened."""
+    options = {"rows": 18, "double": True, "tokens_per_batch": 100, "max_steps": 12, "batching": batching}
+    options |= {"save_strategy": "steps", "save_steps": 4, "latent_weight": 0.0}
+    job.run(tmp_path / "whole", gradient_accumulation_steps=2, **options)
+    killed = launch(tmp_path / "crossed", check=False, kill_at_step=6, gradient_accumulation_steps=2, **options)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    launch(tmp_path / "crossed", processes=2, resume=True, gradient_accumulation_steps=1, **options)
+    start = dict(tiny.esm_model().double().named_parameters())
+    assert largest_difference(parameters(tmp_path / "whole"), parameters(tmp_path / "crossed"), start) < 1e-8
