@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from ..data.batching import TokenBudgetBatchSampler
 from ..data.builder import dataset_pgnn, embedding_dim
@@ -28,6 +29,7 @@ from ..models.packing import use_packed_attention
 from ..objectives.losses import IGNORE_INDEX, ResidueLosses, combine_losses
 from ..objectives.selection import excess_losses, select_residues
 from .arguments import DEFAULT_RATIO, StructureAlignmentTrainingArguments
+from .checkpoints import discard_failed_checkpoint, last_complete_checkpoint
 from .compiling import compile_trunk
 from .evaluating import evaluation_metrics, protein_tables
 from .loading import RankCheck, token_budget_loader, token_budget_sampler
@@ -266,10 +268,24 @@ class StructureAlignmentTrainer(Trainer):
 
     # Logging
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As in Transformers; `resume_from_checkpoint=True` takes the last one that was written to its end."""
+        if str(resume_from_checkpoint).lower() == "true":  # `--resume_from_checkpoint true` is a string
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
+        checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         self._clock, self._paused = time.perf_counter(), 0.0
         with self._ranks:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            # Whatever the writers make of a full disk: OSError, RuntimeError and SafetensorError have been seen.
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            raise discard_failed_checkpoint(folder, error) from error
 
     def _record(
         self,

@@ -44,6 +44,7 @@ def run(
     family="esm",
     rows=18,
     kill_at_step=None,
+    kill_rank=0,
     double=False,
     resume=False,
     without_structure=(),
@@ -76,7 +77,7 @@ def run(
         collator,
         train_dataset=dataset,
         eval_dataset=tiny.dataset(5),
-        callbacks=[KillAtStep(kill_at_step)] if kill_at_step else [],
+        callbacks=[KillAtStep(kill_at_step)] if kill_at_step and int(os.environ.get("RANK", 0)) == kill_rank else [],
     )
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
