@@ -171,6 +171,7 @@ def train(arguments, name, data, seed, epochs, reference=None, **options):
             learning_rate=arguments.learning_rate,
             head_learning_rate=2 * arguments.learning_rate,
             per_device_train_batch_size=arguments.batch_size,
+            batching="proteins",
             train_sampling_strategy="group_by_length",
             save_strategy="no",
             report_to=[],
