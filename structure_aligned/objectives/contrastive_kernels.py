@@ -5,7 +5,7 @@ Tiles are `TILE`² similarities. Offsets into vectors are 64 bits wide where the
 log2, so that `exp2`, which the hardware has, needs no multiplication of its own.
 Source: the online log-sum-exp and recomputation of Cut Cross-Entropy, arXiv 2411.09009, and Inf-CL, arXiv 2410.17243.
 """
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202
 
 import triton
 import triton.language as tl
@@ -94,9 +94,10 @@ def sums_kernel(
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
     GROUP: tl.constexpr,
+    LARGE: tl.constexpr,  # only for the choice of the configuration
 ):
     """
-    Largest logit and sum of exponentials of each row, and with BOTH of each column, within one tile; and the positives.
+    Largest logit and sum of exponentials of each row, and with BOTH of each column, within one tile; and positives.
     Row parts lie as (column tile, row − first_row), column parts as (row tile, column).
     """
     row_tiles = tl.cdiv(stop_row - first_row, TILE)
@@ -159,7 +160,6 @@ def gradient_tile_kernel(
     column_id_ptr,
     kept_ptr,
     tile_ptr,
-    scale_part_ptr,
     first_row,
     first_column,
     stop_row,
@@ -175,11 +175,12 @@ def gradient_tile_kernel(
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
     GROUP: tl.constexpr,
+    LARGE: tl.constexpr,  # only for the choice of the configuration
 ):
     """
     Gradient of the logits [first_row:stop_row, first_column:stop_column], in the dtype of the buffer, whose rows hold
-    `width` values; past the last row and column it gets zeros up to whole tiles. Each tile's part of the gradient of
-    the scale, before any rounding. Tiles that only dropped residues would need stay as they are, and so do their parts.
+    `width` values; past the last row and column it gets zeros up to whole tiles. Tiles that only dropped residues
+    would need stay as they are.
     """
     row_tiles = tl.cdiv(stop_row - first_row, TILE)
     column_tiles = tl.cdiv(stop_column - first_column, TILE)
@@ -220,7 +221,6 @@ def gradient_tile_kernel(
     identity = tl.load(column_id_ptr + column, mask=column_inside, other=-2)
     gradient = tl.where(target[:, None] == identity[None, :], gradient - pull[:, None], gradient)
     gradient = tl.where(row_inside[:, None] & column_inside[None, :], gradient, 0.0)
-    tl.store(scale_part_ptr + tl.program_id(0), tl.sum(tl.sum(gradient * similarity, 1), 0))
     if EMULATED and tile_ptr.dtype.element_ty == tl.bfloat16:
         gradient = _round_to_bfloat16(gradient)
     local_row, local_column = row_tile * TILE + tl.arange(0, TILE), column_tile * TILE + tl.arange(0, TILE)
@@ -250,6 +250,7 @@ def gradient_product_kernel(
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
+    LARGE: tl.constexpr,
 ):
     """
     `result[first_own:stop_own] (+)= tile @ vectors[first_other:stop_other]`, where the tile's strides say whether its

@@ -1,5 +1,5 @@
 """
-The residue contrastive losses in fused tiles on the GPU (Triton). Imported on demand: the package does not need Triton.
+The residue contrastive losses in fused tiles on the GPU. Imported on demand: the package does not need Triton.
 
 Forward: each program makes one tile of the similarities in registers and writes its rows' and columns' parts of the
 log-sum-exps, so both directions cost one product. As independent tiles rather than programs that run along a row,
@@ -37,7 +37,12 @@ CHUNK = 8192
 PART_BYTES = 2**27
 """Room for the parts of the log-sum-exps; with more rows and columns than fit, the forward pass goes in bands."""
 
-# Not measured: no GPU was at hand. What does not fit into a GPU's shared memory is passed over.
+LARGE_FROM = 512
+"""Number of tiles from which a configuration is chosen anew: what a few tiles prefer does not fill a GPU."""
+
+# Not measured: no GPU was at hand; for sm_90 they compile to wgmma and cp.async, with 64 to 192 KiB of shared memory.
+# Four warps leave room for two programs per multiprocessor: one's exponentials hide behind the other's product. What
+# does not fit into a GPU's shared memory is passed over.
 _TILE_CONFIGS = [(8, 3), (4, 3), (8, 4), (8, 2)]  # warps, stages
 _PRODUCT_CONFIGS = [(8, 3), (8, 4), (8, 2)]
 
@@ -49,10 +54,10 @@ def _tuned(kernel: Any, configs: list[tuple[int, int]], key: list[str], **option
     return triton.autotune(choices, key=key, **options)(kernel)
 
 
-_sums = _tuned(kernels.sums_kernel, _TILE_CONFIGS, ["dim", "BOTH"])
-_gradient_tile = _tuned(kernels.gradient_tile_kernel, _TILE_CONFIGS, ["dim", "BOTH"])
+_sums = _tuned(kernels.sums_kernel, _TILE_CONFIGS, ["dim", "BOTH", "LARGE"])
+_gradient_tile = _tuned(kernels.gradient_tile_kernel, _TILE_CONFIGS, ["dim", "BOTH", "LARGE"])
 _gradient_product = _tuned(
-    kernels.gradient_product_kernel, _PRODUCT_CONFIGS, ["dim", "OWN"], restore_value=["result_ptr"]
+    kernels.gradient_product_kernel, _PRODUCT_CONFIGS, ["dim", "OWN", "LARGE"], restore_value=["result_ptr"]
 )
 
 
@@ -107,8 +112,7 @@ def triton_contrastive_losses(
         )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; expected at least 1 row per block, or None for the default.")
-    precision = {torch.float32: "ieee" if torch.version.hip else "tf32x3", torch.float16: "tf32"}
-    precision = precision.get(sequence.dtype, "tf32")  # bfloat16: without a meaning
+    precision = "tf32x3" if sequence.dtype == torch.float32 else "tf32"  # bfloat16: without a meaning
     if sequence.dtype == torch.float16:
         # Gradients of the logits are near 1/N², below the smallest float16.
         own = (sequence.float(), structure.float())
@@ -160,7 +164,7 @@ class _TritonLosses(torch.autograd.Function):
         row_side = _SortedSide(rows, row_gradient, row_peak, row_total)
         column_side = _SortedSide(columns, column_gradient, *column_sums) if ctx.both else _SortedSide(columns)
         with _device_of(rows):
-            row_sum, column_sum, scale_grad = _gradients(
+            row_sum, column_sum = _gradients(
                 row_side,
                 column_side,
                 scale,
@@ -168,12 +172,18 @@ class _TritonLosses(torch.autograd.Function):
                 offset=ctx.offset,
                 chunk=ctx.chunk,
                 precision=ctx.precision,
-                wanted=(need_rows, need_columns),
+                wanted=(need_rows or need_scale, need_columns),
             )
+        scale_grad = None
+        if need_scale:
+            # From the rows' sums: in the kernel, it would take a tile's registers. In pieces: the product of all rows
+            # would be one more matrix of the inputs' size.
+            pieces = zip(row_sum.split(ctx.chunk), row_side.vectors.split(ctx.chunk))
+            scale_grad = sum(((gradient * vectors).sum() for gradient, vectors in pieces), torch.zeros_like(scale))
         row_grad = row_side.restore(row_sum.mul_(scale), rows) if need_rows else None
         del row_sum
         column_grad = column_side.restore(column_sum.mul_(scale), columns) if need_columns else None
-        return row_grad, column_grad, scale_grad if need_scale else None, None, None, None, None
+        return row_grad, column_grad, scale_grad, None, None, None, None
 
 
 class _SortedSide:
@@ -247,6 +257,7 @@ def _log_sums(
             offset=offset,
             BOTH=both,
             GROUP=8,
+            LARGE=row_tiles * column_tiles >= LARGE_FROM,
             **_constants(rows, precision),
         )
         row_peak[first:stop], row_total[first:stop] = _combined(*row_parts)
@@ -276,21 +287,20 @@ def _gradients(
     chunk: int,
     precision: str,
     wanted: tuple[bool, bool],
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-    """Gradients of rows and columns in the sides' order, before they are multiplied by the scale, and of the scale."""
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of rows and columns in the sides' order, before they are multiplied by the scale; float32."""
     rows, columns, both = row_side.vectors, column_side.vectors, column_side.weight is not None
     results = [
         torch.empty(vectors.shape, dtype=torch.float32, device=rows.device) if wish else None
         for vectors, wish in zip((rows, columns), wanted)
     ]
     if len(rows) == 0:
-        return results[0], None if results[1] is None else results[1].zero_(), torch.zeros_like(scale)
+        return results[0], None if results[1] is None else results[1].zero_()
     kept = torch.stack([row_side.kept, column_side.kept])
     size = min(chunk, _whole_tiles(len(rows))) * min(chunk, _whole_tiles(len(columns)))
     buffer = _room_for_gradients(size, rows)
     pull = pull.float()[row_side.order]
     targets, identities = row_side.numbers() + offset, column_side.numbers()
-    scale_grad = torch.zeros_like(scale)
     constants = _constants(rows, precision)
     # float32 takes twice the shared memory.
     width = min(256 if rows.dtype == torch.bfloat16 else 128, max(16, triton.next_power_of_2(rows.shape[1])))
@@ -300,9 +310,10 @@ def _gradients(
         stop_row = min(first_row + chunk, len(rows))
         for first_column in range(0, len(columns), chunk):
             stop_column = min(first_column + chunk, len(columns))
-            row_tiles, column_tiles = (triton.cdiv(n, TILE) for n in (stop_row - first_row, stop_column - first_column))
+            row_tiles, column_tiles = (
+                triton.cdiv(n, TILE) for n in (stop_row - first_row, stop_column - first_column)
+            )
             stride = column_tiles * TILE
-            scale_parts = torch.zeros(row_tiles * column_tiles, dtype=torch.float32, device=rows.device)
             _gradient_tile[(row_tiles * column_tiles,)](
                 rows,
                 columns,
@@ -317,7 +328,6 @@ def _gradients(
                 identities,
                 kept,
                 buffer,
-                scale_parts,
                 first_row=first_row,
                 first_column=first_column,
                 stop_row=stop_row,
@@ -328,14 +338,16 @@ def _gradients(
                 dim=rows.shape[1],
                 BOTH=both,
                 GROUP=8,
+                LARGE=row_tiles * column_tiles >= LARGE_FROM,
                 **constants,
             )
-            scale_grad += scale_parts.sum()
             row_part, column_part = (first_row, stop_row, row_tiles), (first_column, stop_column, column_tiles)
-            for own, (vectors, strides, mine, others) in enumerate((
-                (columns, (stride, 1), row_part, column_part),
-                (rows, (1, stride), column_part, row_part),
-            )):
+            for own, (vectors, strides, mine, others) in enumerate(
+                (
+                    (columns, (stride, 1), row_part, column_part),
+                    (rows, (1, stride), column_part, row_part),
+                )
+            ):
                 if results[own] is None:
                     continue
                 _gradient_product[(mine[2] * triton.cdiv(rows.shape[1], width),)](
@@ -353,9 +365,11 @@ def _gradients(
                     dim=rows.shape[1],
                     OWN=own,
                     ADD=others[0] > 0,
+                    # Few programs of long loops: what counts is how much they have to sum.
+                    LARGE=row_tiles * column_tiles >= LARGE_FROM,
                     **product_constants,
                 )
-    return results[0], results[1], scale_grad
+    return results[0], results[1]
 
 
 def _room_for_gradients(size: int, like: torch.Tensor) -> torch.Tensor:

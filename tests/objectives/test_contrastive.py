@@ -47,17 +47,18 @@ def assert_same(actual, expected, rtol=1e-10, atol=1e-10):
         )
 
 
-def assert_no_worse(actual, plain, exact, tolerance, gradient_tolerance=0.0):
+def assert_no_worse(actual, plain, exact, tolerance, gradient_tolerance=0.0, total_weight=0.0):
     """
     Errors against float64 are those of the plain losses in the same dtype, plus `tolerance` times the largest value
-    (or 1), plus for gradients `gradient_tolerance` times the largest.
+    (or 1), plus for gradients `gradient_tolerance` times the largest. That of the scale is a sum over all residues, of
+    which most cancels: the sum of the upstream gradients' sizes stands for its size.
     """
     for name, value in actual.items():
         assert value.dtype == plain[name].dtype and value.isfinite().all(), name
         if value.numel() == 0:
             continue
         error, allowed = ((result.double() - exact[name]).abs().max().item() for result in (value, plain[name]))
-        largest = max(1.0, exact[name].abs().max().item())
+        largest = max(1.0, exact[name].abs().max().item(), total_weight if name == "scale" else 0.0)
         allowed += (tolerance + (0.0 if name.startswith("to_") else gradient_tolerance)) * largest
         assert error <= allowed, f"{name}: {error:.2e}, allowed {allowed:.2e}"
 

@@ -51,7 +51,7 @@ def triton_losses(**inputs):
 
 
 def compare(inputs, weights, scale, offset=0, **options):
-    """Runs the kernels; their errors may be those of the plain losses plus the tolerances above. Returns the results."""
+    """Runs the kernels; their errors may be those of the plain losses plus the tolerances above."""
     inputs = {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
     weights = weights.float().to(DEVICE)
     exact = {name: tensor.double() for name, tensor in inputs.items()}
@@ -59,7 +59,7 @@ def compare(inputs, weights, scale, offset=0, **options):
     plain = results(residue_contrastive_losses, inputs, weights, offset=offset)
     actual = results(triton_losses, inputs, weights, offset=offset, **options)
     gradients = GRADIENTS[inputs["sequence"].dtype]
-    assert_no_worse(actual, plain, exact, rounding_of_logits(scale, UNITS), gradients)
+    assert_no_worse(actual, plain, exact, rounding_of_logits(scale, UNITS), gradients, weights.abs().sum().item())
     return actual
 
 
@@ -192,7 +192,7 @@ def test_what_only_dropped_residues_need_is_not_computed(monkeypatch):
     # Against candidates there is nothing to do for a dropped row.
     weights[1] = 0.0
     compare(inputs_of(count, 8, candidates=count), weights, 14.3)
-    by_direction = sorted(((~block).view(4, TILE, 4, TILE)[:, 0, :, 0].tolist() for block in map(torch.isnan, blocks)))
+    by_direction = sorted((~block).view(4, TILE, 4, TILE)[:, 0, :, 0].tolist() for block in map(torch.isnan, blocks))
     assert by_direction == [[[False] * 4] * 4, [[True] * 4] * 2 + [[False] * 4] * 2]
 
 
