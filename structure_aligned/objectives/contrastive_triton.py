@@ -40,9 +40,8 @@ PART_BYTES = 2**27
 LARGE_FROM = 512
 """Number of tiles from which a configuration is chosen anew: what a few tiles prefer does not fill a GPU."""
 
-# Not measured: no GPU was at hand; for sm_90 they compile to wgmma and cp.async, with 64 to 192 KiB of shared memory.
-# Four warps leave room for two programs per multiprocessor: one's exponentials hide behind the other's product. What
-# does not fit into a GPU's shared memory is passed over.
+# Not measured: no GPU was at hand; for sm_90 they compile to wgmma with 64 to 192 KiB of shared memory. Four warps
+# leave room for two programs per multiprocessor: one's exponentials hide behind the other's product.
 _TILE_CONFIGS = [(8, 3), (4, 3), (8, 4), (8, 2)]  # warps, stages
 _PRODUCT_CONFIGS = [(8, 3), (8, 4), (8, 2)]
 
@@ -302,17 +301,14 @@ def _gradients(
     pull = pull.float()[row_side.order]
     targets, identities = row_side.numbers() + offset, column_side.numbers()
     constants = _constants(rows, precision)
-    # float32 takes twice the shared memory.
-    width = min(256 if rows.dtype == torch.bfloat16 else 128, max(16, triton.next_power_of_2(rows.shape[1])))
-    product_constants = constants | {"STEP": min(TILE, 64 if rows.dtype == torch.bfloat16 else 32), "WIDTH": width}
-    product_constants["EVEN"] = rows.shape[1] % width == 0
+    width, step = _product_width(rows), min(TILE, 64 if rows.dtype == torch.bfloat16 else 32)
+    product_constants = constants | {"STEP": step, "WIDTH": width, "EVEN": rows.shape[1] % width == 0}
     for first_row in range(0, len(rows), chunk):
         stop_row = min(first_row + chunk, len(rows))
         for first_column in range(0, len(columns), chunk):
             stop_column = min(first_column + chunk, len(columns))
-            row_tiles, column_tiles = (
-                triton.cdiv(n, TILE) for n in (stop_row - first_row, stop_column - first_column)
-            )
+            row_tiles = triton.cdiv(stop_row - first_row, TILE)
+            column_tiles = triton.cdiv(stop_column - first_column, TILE)
             stride = column_tiles * TILE
             _gradient_tile[(row_tiles * column_tiles,)](
                 rows,
@@ -342,12 +338,9 @@ def _gradients(
                 **constants,
             )
             row_part, column_part = (first_row, stop_row, row_tiles), (first_column, stop_column, column_tiles)
-            for own, (vectors, strides, mine, others) in enumerate(
-                (
-                    (columns, (stride, 1), row_part, column_part),
-                    (rows, (1, stride), column_part, row_part),
-                )
-            ):
+            by_row = (columns, (stride, 1), row_part, column_part)
+            by_column = (rows, (1, stride), column_part, row_part)
+            for own, (vectors, strides, mine, others) in enumerate((by_row, by_column)):
                 if results[own] is None:
                     continue
                 _gradient_product[(mine[2] * triton.cdiv(rows.shape[1], width),)](
@@ -365,7 +358,6 @@ def _gradients(
                     dim=rows.shape[1],
                     OWN=own,
                     ADD=others[0] > 0,
-                    # Few programs of long loops: what counts is how much they have to sum.
                     LARGE=row_tiles * column_tiles >= LARGE_FROM,
                     **product_constants,
                 )
@@ -389,6 +381,14 @@ def _constants(vectors: torch.Tensor, precision: str) -> dict[str, Any]:
         # A fused multiply-subtract would not round a logit as its peak was rounded.
         "enable_fp_fusion": False,
     }
+
+
+def _product_width(vectors: torch.Tensor) -> int:
+    """Values of D that a program of the products sums: 256 where that covers no more than 128 would (not D = 320)."""
+    dim = vectors.shape[1]
+    # float32 takes twice the shared memory.
+    wide = vectors.dtype == torch.bfloat16 and triton.cdiv(dim, 256) * 256 == triton.cdiv(dim, 128) * 128
+    return min(256 if wide else 128, max(16, triton.next_power_of_2(dim)))
 
 
 def _whole_tiles(count: int) -> int:
