@@ -103,8 +103,8 @@ def _best_backend(sequence: torch.Tensor, structure: torch.Tensor, *candidates: 
     if _has_triton():
         return "triton"
     logger.warning_once(
-        "Triton is not installed: the residue contrastive losses use plain PyTorch tiles on the GPU, which give the "
-        "same losses but take longer. `pip install triton` for the fused kernels."
+        "Triton is not installed: the residue contrastive losses use plain PyTorch tiles on the GPU. They give the "
+        "same losses; `pip install triton` for the fused kernels."
     )
     return "chunked"
 
