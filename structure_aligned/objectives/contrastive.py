@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from transformers.utils import logging
 
 from .losses import contrastive_inputs, residue_contrastive_losses
 
 
-BACKENDS = ("auto", "reference", "chunked")
+logger = logging.get_logger(__name__)
+
+BACKENDS = ("auto", "reference", "chunked", "triton")
 
 # Figures of benchmarks/bench_contrastive.py, D = 512, float32, one thread of an AMD EPYC. Other devices: not measured.
 # Tiles of 512² to 1024² stay in the cache and were equally fast; one of 2048² took about 15 % longer at N = 2,000.
@@ -51,20 +54,24 @@ def contrastive_losses(
 
     Args:
         backend (`str`, *optional*, defaults to `"auto"`): `"reference"` ([`residue_contrastive_losses`], which holds
-            several N×M matrices), `"chunked"` ([`chunked_contrastive_losses`]), or the better one for this size.
-        chunk_size (`int`, *optional*): See [`chunked_contrastive_losses`]; the reference has no use for it.
+            several N×M matrices), `"chunked"` ([`chunked_contrastive_losses`], any device), `"triton"` (kernels for
+            NVIDIA GPUs, which keep bfloat16 inputs in bfloat16), or the better one for this size and device.
+        chunk_size (`int`, *optional*): Rows and columns of similarities held at a time by `"chunked"` (see there) and
+            in the backward pass of `"triton"` (8192 by default); the reference has no use for it.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`, each of shape `(N,)`: Losses sequence → structure and structure →
         sequence, in nats. Similarities are float32 or wider with every backend, under autocast too.
+
+    Raises:
+        `ValueError`: For `"triton"`, if the tensors are not on a GPU or are float64.
+        `ImportError`: For `"triton"`, if Triton is not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; choose one of {', '.join(map(repr, BACKENDS))}.")
     if backend == "auto":
         given = [tensor for tensor in (sequence_candidates, structure_candidates) if tensor is not None]
-        most = max(len(tensor) for tensor in (sequence, *given))
-        chunked_from = CHUNKED_FROM.get(sequence.device.type, DEFAULT_CHUNKED_FROM)
-        backend = "chunked" if len(sequence) * most >= chunked_from**2 else "reference"
+        backend = _best_backend(sequence, structure, *given)
     candidates = {
         "sequence_candidates": sequence_candidates,
         "structure_candidates": structure_candidates,
@@ -72,9 +79,42 @@ def contrastive_losses(
     }
     if backend == "chunked":
         return chunked_contrastive_losses(sequence, structure, scale, **candidates, chunk_size=chunk_size)
+    if backend == "triton":
+        if not _has_triton():
+            raise ImportError('backend="triton" needs Triton (pip install triton); "chunked" works without it.')
+        from .contrastive_triton import triton_contrastive_losses
+
+        return triton_contrastive_losses(sequence, structure, scale, **candidates, chunk_size=chunk_size)
     # bf16 similarities times a scale of up to 100 would be off by tenths of a nat.
     with torch.autocast(sequence.device.type, enabled=False):
         return residue_contrastive_losses(sequence, structure, scale, **candidates)
+
+
+def _best_backend(sequence: torch.Tensor, structure: torch.Tensor, *candidates: torch.Tensor) -> str:
+    most = max(len(tensor) for tensor in (sequence, *candidates))
+    chunked_from = CHUNKED_FROM.get(sequence.device.type, DEFAULT_CHUNKED_FROM)
+    if len(sequence) * most < chunked_from**2:
+        return "reference"
+    if not sequence.is_cuda or any(t.dtype == torch.float64 for t in (sequence, structure, *candidates)):
+        return "chunked"
+    # Tensor cores for bfloat16 and tf32 came with 8.0; on AMD the kernels were never compiled.
+    if torch.version.hip or torch.cuda.get_device_capability(sequence.device) < (8, 0):
+        return "chunked"
+    if _has_triton():
+        return "triton"
+    logger.warning_once(
+        "Triton is not installed: the residue contrastive losses use plain PyTorch tiles on the GPU. They give the "
+        "same losses; `pip install triton` for the fused kernels."
+    )
+    return "chunked"
+
+
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def chunked_contrastive_losses(

@@ -8,6 +8,7 @@ Source: Chen et al., "Structure-Aligned Protein Language Model", arXiv 2505.1689
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 
 import torch
@@ -117,14 +118,24 @@ def contrastive_inputs(
     sequence_candidates: torch.Tensor | None,
     structure_candidates: torch.Tensor | None,
     offset: int,
+    *,
+    keep_dtype: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The four sets of [`residue_contrastive_losses`] in the dtype of the losses, or its errors."""
+    """
+    The four sets of [`residue_contrastive_losses`] in the dtype of the losses, or its errors. With `keep_dtype`, sets
+    that are all in one lower precision stay in it.
+    """
     if sequence.ndim != 2 or sequence.shape != structure.shape:
         raise ValueError(
             f"sequence has shape {tuple(sequence.shape)} and structure {tuple(structure.shape)}; "
             "expected the same (num_residues, projection_dim) for both."
         )
-    sequence, structure = _at_least_float32(sequence), _at_least_float32(structure)
+    if keep_dtype:
+        given = [each for each in (sequence, structure, sequence_candidates, structure_candidates) if each is not None]
+        dtype = functools.reduce(torch.promote_types, (each.dtype for each in given))
+        sequence, structure = sequence.to(dtype), structure.to(dtype)
+    else:
+        sequence, structure = _at_least_float32(sequence), _at_least_float32(structure)
     sequence_candidates = sequence if sequence_candidates is None else sequence_candidates.to(sequence.dtype)
     structure_candidates = structure if structure_candidates is None else structure_candidates.to(structure.dtype)
     for name, candidates in (("sequence", sequence_candidates), ("structure", structure_candidates)):

@@ -1,6 +1,8 @@
 """Tiled contrastive losses against the plain ones: values, gradients, memory and the number of matrix products."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from structure_aligned.objectives import contrastive
 from structure_aligned.objectives.contrastive import BACKENDS, chunked_contrastive_losses, contrastive_losses
 from structure_aligned.objectives.losses import residue_contrastive_losses
+
+
+ON_ANY_DEVICE = [backend for backend in BACKENDS if backend != "triton"]
 
 
 def unit_vectors(count, dim, seed, dtype=torch.float64):
@@ -40,6 +45,27 @@ def assert_same(actual, expected, rtol=1e-10, atol=1e-10):
         torch.testing.assert_close(
             actual[name], expected[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def assert_no_worse(actual, plain, exact, tolerance, gradient_tolerance=0.0, total_weight=0.0):
+    """
+    Errors against float64 are those of the plain losses in the same dtype, plus `tolerance` times the largest value
+    (or 1), plus for gradients `gradient_tolerance` times the largest. That of the scale is a sum over all residues, of
+    which most cancels: the sum of the upstream gradients' sizes stands for its size.
+    """
+    for name, value in actual.items():
+        assert value.dtype == plain[name].dtype and value.isfinite().all(), name
+        if value.numel() == 0:
+            continue
+        error, allowed = ((result.double() - exact[name]).abs().max().item() for result in (value, plain[name]))
+        largest = max(1.0, exact[name].abs().max().item(), total_weight if name == "scale" else 0.0)
+        allowed += (tolerance + (0.0 if name.startswith("to_") else gradient_tolerance)) * largest
+        assert error <= allowed, f"{name}: {error:.2e}, allowed {allowed:.2e}"
+
+
+def rounding_of_logits(scale, units=4):
+    """`units` in the last place of float32 at the largest logit: an error of the softmax of as much."""
+    return units * 2.0**-24 * scale
 
 
 def own_set(count, dim, scale=14.0, dtype=torch.float64):
@@ -151,6 +177,43 @@ def test_large_scale_is_as_exact_as_the_plain_losses():
         assert error <= 5 * allowed + 1e-4 * expected[name].abs().max(), name
 
 
+@pytest.mark.parametrize("with_candidates", [False, True])
+@pytest.mark.parametrize("dropped", [0.0, 0.4])
+def test_logits_of_ten_thousand(with_candidates, dropped):
+    """Most of the softmax is exactly 0 or 1, and nothing overflows."""
+    inputs = own_set(23, 5, scale=1e4)
+    inputs["structure"][:8] = inputs["sequence"][:8]
+    inputs["structure"][8:12] = -inputs["sequence"][8:12]
+    if with_candidates:
+        more = {name: torch.cat([inputs[name], unit_vectors(9, 5, 7)]) for name in ("sequence", "structure")}
+        inputs |= {f"{name}_candidates": vectors for name, vectors in more.items()}
+    weights = upstream(23, dropped)
+    expected = results(residue_contrastive_losses, inputs, weights)
+    assert expected["to_structure"].max() > 9e3
+    for chunk in (4, 7, 100):
+        for name, value in results(chunked_contrastive_losses, inputs, weights, chunk_size=chunk).items():
+            # Relative to the largest: softmax − 1 of a positive that has won is the difference of two numbers near 1.
+            largest = expected[name].abs().max().item()
+            torch.testing.assert_close(value, expected[name], rtol=0.0, atol=1e-10 * largest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [14.3, 100.0, 1e4])
+@pytest.mark.parametrize("with_candidates", [False, True])
+def test_errors_of_low_precision_are_those_of_the_plain_losses(dtype, scale, with_candidates):
+    """Against float64 on the same rounded inputs; in addition 4 units in the last place of the largest logit."""
+    inputs, offset = own_set(90, 24, dtype=dtype) | {"scale": torch.tensor(scale)}, 0
+    if with_candidates:
+        inputs |= {f"{name}_candidates": unit_vectors(130, 24, 5, dtype) for name in ("sequence", "structure")}
+        offset = 17
+    weights = upstream(90, 0.2).float()
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    exact = results(residue_contrastive_losses, exact, weights, offset=offset)
+    plain = results(residue_contrastive_losses, inputs, weights, offset=offset)
+    tiled = results(chunked_contrastive_losses, inputs, weights, offset=offset, chunk_size=32)
+    assert_no_worse(tiled, plain, exact, rounding_of_logits(scale))
+
+
 def test_far_apart_rows_do_not_underflow():
     """A row whose logits are all far below those of another has its own peak."""
     sequence = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=torch.float32)
@@ -186,7 +249,7 @@ def test_low_precision_inputs_and_autocast():
         with torch.autocast("cpu", torch.bfloat16):
             return contrastive_losses(**inputs)
 
-    for backend in BACKENDS:
+    for backend in ON_ANY_DEVICE:
         tiled = results(under_autocast, inputs, weights, backend=backend, chunk_size=16)
         assert_same(tiled, expected, 1e-4, 1e-4)
     with torch.autocast("cpu", torch.bfloat16):  # and a backward pass that somebody left in it
@@ -326,8 +389,8 @@ def test_errors_are_those_of_the_plain_losses():
         assert messages[0] == messages[1]
     with pytest.raises(ValueError, match="chunk_size is 0"):
         chunked_contrastive_losses(a, a, 1.0, chunk_size=0)
-    with pytest.raises(ValueError, match="'triton'.*'auto', 'reference', 'chunked'"):
-        contrastive_losses(a, a, 1.0, backend="triton")
+    with pytest.raises(ValueError, match="'fused'.*'auto', 'reference', 'chunked', 'triton'"):
+        contrastive_losses(a, a, 1.0, backend="fused")
 
 
 def test_auto_goes_by_the_number_of_similarities(monkeypatch):
@@ -342,10 +405,67 @@ def test_auto_goes_by_the_number_of_similarities(monkeypatch):
         monkeypatch.setattr(contrastive, name, record)
     monkeypatch.setitem(contrastive.CHUNKED_FROM, "cpu", 10)
     a, b = unit_vectors(9, 3, 0), unit_vectors(12, 3, 1)
-    values = [contrastive_losses(a, a, 5.0, backend=backend) for backend in BACKENDS]
+    values = [contrastive_losses(a, a, 5.0, backend=backend) for backend in ON_ANY_DEVICE]
     contrastive_losses(b, b, 5.0)
     contrastive_losses(a, a, 5.0, sequence_candidates=b)
     assert called == ["residue", "residue", "chunked", "chunked", "chunked"]
     for losses in zip(*values):
         for other in losses[1:]:
             torch.testing.assert_close(other, losses[0], rtol=1e-12, atol=1e-12)
+
+
+class OnGpu:
+    """What the choice of a backend asks of a tensor."""
+
+    def __init__(self, length, dtype=torch.float32):
+        self.length, self.dtype, self.is_cuda, self.device = length, dtype, True, torch.device("cuda")
+
+    def __len__(self):
+        return self.length
+
+
+def test_auto_on_a_gpu(monkeypatch):
+    messages = []
+    monkeypatch.setattr(contrastive.logger, "warning_once", messages.append)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    large, small = OnGpu(5000), OnGpu(100)
+    for installed, expected in ((True, "triton"), (False, "chunked")):
+        monkeypatch.setattr(contrastive, "_has_triton", lambda installed=installed: installed)
+        assert contrastive._best_backend(small, small) == "reference"
+        assert contrastive._best_backend(OnGpu(5000, torch.float64), large) == "chunked"
+        assert messages == []
+        assert contrastive._best_backend(large, large) == expected
+        assert contrastive._best_backend(OnGpu(1000), OnGpu(1000), OnGpu(20000)) == expected
+    assert len(messages) == 2 and "Triton is not installed" in messages[0]
+    monkeypatch.setattr(contrastive, "_has_triton", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert contrastive._best_backend(large, large) == "chunked"
+
+
+def test_without_triton():
+    """In a process of its own: Triton cannot be taken out of one that has imported it."""
+    script = """if True:
+        import sys
+        sys.modules["triton"] = None
+        import torch
+        from structure_aligned import contrastive_losses
+        vectors = torch.eye(4)
+        contrastive_losses(vectors, vectors, 5.0, backend="chunked")
+        try:
+            contrastive_losses(vectors, vectors, 5.0, backend="triton")
+        except ImportError as error:
+            assert "pip install triton" in str(error)
+        else:
+            raise AssertionError("no error")
+    """
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_triton_says_what_it_cannot_take():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    vectors = unit_vectors(4, 3, 0)
+    with pytest.raises(ValueError, match="float64.*chunked"):
+        contrastive_losses(vectors, vectors, 5.0, backend="triton")
+    with pytest.raises(ValueError, match="GPU.*cpu.*chunked"):
+        contrastive_losses(vectors.float(), vectors.float(), 5.0, backend="triton")
