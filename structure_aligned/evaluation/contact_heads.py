@@ -33,6 +33,9 @@ logger = logging.get_logger(__name__)
 
 MIN_SEPARATION = CONTACT_RANGES["all"][0]
 
+DEFAULT_MAX_TOKENS = 1024
+"""Of a batch: small, as attention maps of a padded batch grow with the square of its longest sequence."""
+
 
 class ContactHead(nn.Module):
     """
@@ -202,7 +205,7 @@ class ContactRegression(ContactHead):
         max_iter: int = 200,
         min_separation: int = MIN_SEPARATION,
         threshold: float = CONTACT_THRESHOLD,
-        max_tokens: int = 4096,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
         seed: int = 0,
     ) -> ContactRegression:
         """
@@ -220,7 +223,7 @@ class ContactRegression(ContactHead):
             max_iter (`int`, *optional*, defaults to 200): At most this many iterations of the solver.
             min_separation (`int`, *optional*, defaults to 6): Least |i − j|.
             threshold (`float`, *optional*, defaults to 8.0): Of contacts, in Å.
-            max_tokens (`int`, *optional*, defaults to 4096): Of a batch, padding included.
+            max_tokens (`int`, *optional*, defaults to 1024): Of a batch, padding included.
             seed (`int`, *optional*, defaults to 0): Of the solver's order.
 
         Raises:
@@ -239,6 +242,11 @@ class ContactRegression(ContactHead):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             regression.fit(features, labels)
+        if not regression.coef_.any():
+            logger.warning(
+                f"The L1 penalty has left none of the {layers * heads} attention heads: all contacts will have the "
+                f"same probability. Attention of this model may hold no contacts; or raise C, which is {C}."
+            )
         if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
             logger.warning(f"The {solver} solver has not converged after {max_iter} iterations; raise max_iter.")
         head = cls(layers, heads, trunk=trunk_digest(model))
@@ -267,7 +275,7 @@ def attention_features(
     sequences: Sequence[str],
     pairs: Sequence[LabelledPairs],
     tokenizer: PreTrainedTokenizerBase | None = None,
-    max_tokens: int = 4096,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
 ) -> np.ndarray:
     """
     Attention of every layer and head, symmetrised and APC-corrected, at chosen pairs of residues.

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..data.tokenizing import sequence_batches
 from ..models.trunks import tokenizer_of
 from ..structure.chain import ProteinChain
-from .contact_heads import ContactHead, ContactRegression
+from .contact_heads import DEFAULT_MAX_TOKENS, ContactHead, ContactRegression
 from .contacts import CONTACT_THRESHOLD, contact_map, contact_precision
 from .pair_head import PairHead
 from .trunk_outputs import attention_shape
@@ -29,7 +29,7 @@ def predict_contacts(
     sequences: Sequence[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
     head: ContactHead | str | os.PathLike | None = None,
-    max_tokens: int = 4096,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
     progress: bool = False,
 ) -> list[torch.Tensor]:
     """
@@ -44,7 +44,7 @@ def predict_contacts(
         tokenizer ([`PreTrainedTokenizerBase`], *optional*): The family's by default.
         head ([`ContactHead`] or path, *optional*): A fitted [`ContactRegression`] or [`PairHead`], or the folder that
             one was saved to. By default the checkpoint's own: see [`checkpoint_contact_head`].
-        max_tokens (`int`, *optional*, defaults to 4096): Of a batch, padding included. A longer sequence goes alone.
+        max_tokens (`int`, *optional*, defaults to 1024): Of a batch, padding included. A longer sequence goes alone.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
     Returns:
@@ -123,8 +123,8 @@ def checkpoint_contact_head(model: PreTrainedModel) -> ContactRegression:
     alignment = getattr(model.config, "structure_alignment", None) or {}
     if linear.bias is not None and linear.bias.item() == 0:
         logger.warning(
-            f"The contact head of this {type(model).__name__} has never been fitted: its bias is exactly 0, as a fresh "
-            f"head's is. Its contacts mean nothing. {advice}"
+            f"The contact head of this {type(model).__name__} has never been fitted: its bias is exactly 0, as that "
+            f"of a fresh one. Its contacts mean nothing. {advice}"
         )
     elif alignment.get("pgnn") is not None:
         logger.warning(
@@ -140,7 +140,7 @@ def evaluate_contacts(
     head: ContactHead | str | os.PathLike | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     threshold: float = CONTACT_THRESHOLD,
-    max_tokens: int = 4096,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """

@@ -16,7 +16,7 @@ from ..data.tokenizing import SequenceBatch, sequence_batches
 from ..models.digest import trunk_digest
 from ..models.trunks import tokenizer_of
 from ..structure.chain import ProteinChain
-from .contact_heads import MIN_SEPARATION, ContactHead, LabelledPairs, labelled_pairs
+from .contact_heads import DEFAULT_MAX_TOKENS, MIN_SEPARATION, ContactHead, LabelledPairs, labelled_pairs
 from .contacts import CONTACT_THRESHOLD
 from .trunk_outputs import run_trunk
 
@@ -98,7 +98,7 @@ class PairHead(ContactHead):
         max_pairs: int = 20_000,
         min_separation: int = MIN_SEPARATION,
         threshold: float = CONTACT_THRESHOLD,
-        max_tokens: int = 4096,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
         seed: int = 0,
     ) -> PairHead:
         """

@@ -190,6 +190,17 @@ def test_fit_is_the_regression_on_these_features(family):
         assert average_precision_score(contacts[first, second], own.numpy()[first, second]) > 0.9
 
 
+def test_a_regression_without_any_head_is_warned_of(family, caplog):
+    head = ContactRegression.fit(family.model(), [tiny.chain(40)], C=1e-6)
+    assert not head.weight.any()
+    assert "left none of the 8 attention heads" in caplog.text
+
+
+def test_a_solver_that_stops_early_is_warned_of(family, caplog):
+    ContactRegression.fit(family.model(), [tiny.chain(40)], C=1e4, max_iter=1)
+    assert "has not converged after 1 iterations" in caplog.text
+
+
 def test_saved_beside_a_checkpoint(family, tmp_path, caplog):
     family.model().save_pretrained(tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
@@ -256,9 +267,7 @@ def test_what_is_wrong_is_said(family, tmp_path):
     model = family.model()
     config, _ = fresh_trunk(family.model_type, 2, 32, 2)
     other = family.plain(config)
-    with pytest.raises(
-        ValueError, match="num_attention_heads 4 but this ContactRegression was fitted on one with num"
-    ):
+    with pytest.raises(ValueError, match="num_attention_heads 4 but this .* one with num_attention_heads 2"):
         predict_contacts(model, SEQUENCES, head=random_head(other))
     with pytest.raises(ValueError, match="expected a list of sequences"):
         predict_contacts(model, SEQUENCES[0], head=random_head(model))
