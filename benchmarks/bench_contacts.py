@@ -1,7 +1,7 @@
 """
 Contact maps read layer by layer against Transformers' own `predict_contacts`, which holds the attentions of all layers
-at once: seconds and peak memory of a fresh ESM2 of the given size, per length, each in a process of its own. Linux only, which
-can forget a process's peak.
+at once: seconds and peak memory of a fresh ESM2 of the given size, per length, each in a process of its own.
+Linux only, which can forget a process's peak.
 
 Usage:
     python benchmarks/bench_contacts.py --lengths 175 350 700

@@ -21,8 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.tokenizing import SequenceBatch, sequence_batches
-from ..models.digest import trunk_digest
-from ..models.trunks import tokenizer_of
+from ..models.trunks import tokenizer_of, trunk_digest
 from ..models.weights import check_tensors, read_tensors
 from ..structure.chain import ProteinChain
 from .contacts import CONTACT_RANGES, CONTACT_THRESHOLD, contact_map

@@ -13,7 +13,7 @@ from transformers import EsmModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.tokenizing import sequence_batches
-from ..models.trunks import tokenizer_of
+from ..models.trunks import tokenizer_of, trunk_of
 from ..structure.chain import ProteinChain
 from .contact_heads import DEFAULT_MAX_TOKENS, ContactHead, ContactRegression
 from .contacts import CONTACT_THRESHOLD, contact_map, contact_precision
@@ -117,10 +117,11 @@ def checkpoint_contact_head(model: PreTrainedModel) -> ContactRegression:
     if folder and (Path(folder) / f"{ContactRegression.file_name}.json").is_file():
         return ContactRegression.from_pretrained(folder)
     advice = "Fit one with ContactRegression.fit(model, chains), about 20 chains, and give it as head=."
-    if not isinstance(model.base_model, EsmModel):
+    trunk = trunk_of(model)
+    if not isinstance(trunk, EsmModel):
         raise ValueError(f"{type(model).__name__} has no contact head in its checkpoint. {advice}")
-    linear = model.base_model.contact_head.regression
-    alignment = getattr(model.config, "structure_alignment", None) or {}
+    linear = trunk.contact_head.regression
+    alignment = getattr(trunk.config, "structure_alignment", None) or {}
     if linear.bias is not None and linear.bias.item() == 0:
         logger.warning(
             f"The contact head of this {type(model).__name__} has never been fitted: its bias is exactly 0, as that "

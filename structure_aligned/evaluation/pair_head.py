@@ -13,8 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenizing import SequenceBatch, sequence_batches
-from ..models.digest import trunk_digest
-from ..models.trunks import tokenizer_of
+from ..models.trunks import tokenizer_of, trunk_digest
 from ..structure.chain import ProteinChain
 from .contact_heads import DEFAULT_MAX_TOKENS, MIN_SEPARATION, ContactHead, LabelledPairs, labelled_pairs
 from .contacts import CONTACT_THRESHOLD

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import EsmModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.esm.modeling_esm import EsmSelfAttention
 
 from ..data.tokenizing import SequenceBatch
 from ..models.amplify import AmplifyBlock, AmplifyModel
 from ..models.modes import evaluating
+from ..models.trunks import trunk_of
 
 
 @contextmanager
@@ -34,15 +35,15 @@ def attention_shape(model: PreTrainedModel) -> tuple[int, int]:
     Number of layers and heads.
 
     Raises:
-        ValueError: The model is of a family whose attentions are not known here.
+        ValueError: The model is no ESM2 or AMPLIFY, or one with other attentions.
     """
-    layers = len(_attention_modules(model))
-    if not layers or layers != model.config.num_hidden_layers:
+    config, layers = trunk_of(model).config, len(_attention_modules(model))
+    if layers != config.num_hidden_layers:
         raise ValueError(
-            f"{type(model).__name__} has {layers} attention modules of ESM2 or AMPLIFY; expected "
-            f"{model.config.num_hidden_layers}, one for each layer. Contacts are read from these two families."
+            f"{type(model).__name__} has {config.num_hidden_layers} layers but {layers} attention modules of ESM2 or "
+            "AMPLIFY; expected one for each. Was a part of it replaced?"
         )
-    return layers, model.config.num_attention_heads
+    return layers, config.num_attention_heads
 
 
 def _attention_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -55,13 +56,11 @@ def run_trunk(model: PreTrainedModel, batch: SequenceBatch) -> torch.Tensor:
     Last hidden state `(batch_size, length, hidden_size)` of an ESM2 (after its final norm) or AMPLIFY (before
     `layer_norm_2`), with whatever heads it is loaded.
     """
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    trunk = trunk_of(model)
+    # What AMPLIFY's classes with heads return has no last_hidden_state; this does.
+    run = trunk._encode if isinstance(trunk, AmplifyModel) else trunk
     with evaluating(model), torch.no_grad():
-        if isinstance(model, AmplifyModel):
-            return model._encode(**inputs).last_hidden_state
-        if isinstance(model.base_model, EsmModel):
-            return model.base_model(**inputs).last_hidden_state
-    raise ValueError(f"{type(model).__name__} is neither an ESM2 nor an AMPLIFY, the families that are known here.")
+        return run(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
 
 
 def stream_attentions(

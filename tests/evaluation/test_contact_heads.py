@@ -13,8 +13,7 @@ from structure_aligned.evaluation import trunk_outputs
 from structure_aligned.evaluation.contact_heads import ContactRegression, attention_features, labelled_pairs
 from structure_aligned.evaluation.contact_prediction import checkpoint_contact_head, predict_contacts
 from structure_aligned.evaluation.contacts import contact_map
-from structure_aligned.models.digest import trunk_digest
-from structure_aligned.models.trunks import fresh_trunk
+from structure_aligned.models.trunks import fresh_trunk, trunk_digest
 from tests import tiny
 from tests.evaluation.planted import planted_attention, sharpened
 
@@ -110,6 +109,21 @@ def test_any_attention_and_low_precision(family):
     for one, other in zip(expected, predict_contacts(model.bfloat16(), SEQUENCES, head=head)):
         assert other.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=0, atol=0.1)
+
+
+def test_adapters_count(family):
+    from peft import LoraConfig, get_peft_model
+
+    model = sharp(family)
+    head = random_head(model)
+    before = predict_contacts(model, SEQUENCES, head=head)
+    targets = ["query", "key"] if family.model_type == "esm" else ["q", "k"]
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    contacts = predict_contacts(adapted, SEQUENCES, head=head)
+    assert (contacts[1] - before[1]).abs().max() > 1e-2
+    assert adapted.config._attn_implementation == "sdpa"
+    for one, other in zip(contacts, predict_contacts(adapted.merge_and_unload(), SEQUENCES, head=head)):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_the_model_is_left_as_it_was(family):
@@ -294,5 +308,5 @@ def test_other_families_are_refused():
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     model = BertModel(BertConfig(vocab_size=33, **sizes))
     tokenizer = tiny.FAMILIES["esm"].tokenizer()
-    with pytest.raises(ValueError, match="0 attention modules of ESM2 or AMPLIFY"):
+    with pytest.raises(ValueError, match="BertModel holds neither an ESM2 nor an AMPLIFY"):
         predict_contacts(model, SEQUENCES, tokenizer, head=ContactRegression(1, 2))
