@@ -264,6 +264,7 @@ class ContactRegression(ContactHead):
             logits = own if logits is None else logits + own
 
         stream_attentions(model, batch, add)
+        logits = (logits + logits.transpose(-1, -2)) / 2  # of rounding alone it is not symmetric to the last bit
         probabilities = (logits + self.bias.to(logits)).sigmoid().float()
         return [
             own[mask][:, mask].cpu() for own, mask in zip(probabilities, batch.residue_mask.to(probabilities.device))

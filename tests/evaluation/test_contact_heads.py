@@ -85,6 +85,7 @@ def test_equal_to_the_definition(family):
         maps = naive_features(model, tokenizer, sequence)
         expected = (torch.einsum("c,cij->ij", head.weight.flatten().double(), maps) + head.bias).sigmoid()
         torch.testing.assert_close(own, expected.float(), rtol=0, atol=1e-6)
+        assert torch.equal(own, own.T)
 
 
 def test_batches_and_order_do_not_matter(family):
