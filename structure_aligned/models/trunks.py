@@ -1,14 +1,18 @@
-"""Sequence trunks from nothing: configuration and tokenizer of a family by its name."""
+"""Sequence trunks: configuration and tokenizer of a family by its name, and the trunk in a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+import torch
+from torch import nn
+from transformers import EsmModel, PreTrainedConfig, PreTrainedTokenizerBase
 
+from .amplify import AmplifyModel
 from .amplify_tokenizer import amplify_tokenizer
 from .configuration import AmplifyConfig
+from .digest import digest_of_tensors
 from .esm2 import esm2_config, esm2_tokenizer
 
 
@@ -16,6 +20,10 @@ _FAMILIES: dict[str, tuple[Callable[..., PreTrainedConfig], Callable[[], PreTrai
     "esm": (esm2_config, esm2_tokenizer),
     "AMPLIFY": (AmplifyConfig, amplify_tokenizer),
 }
+
+
+_HEADS = ("alignment", "contact_head", "decoder", "layer_norm_2", "pooler")
+"""Parts of what `trunk_of` gives that neither attentions nor the last hidden state go through."""
 
 
 def fresh_trunk(
@@ -53,6 +61,32 @@ def tokenizer_of(config: PreTrainedConfig) -> PreTrainedTokenizerBase:
             "give the tokenizer that was saved with the model."
         )
     return tokenizer
+
+
+def trunk_of(model: nn.Module) -> EsmModel | AmplifyModel:
+    """
+    The ESM2 or AMPLIFY in a model, whatever heads, adapters (PEFT) or wrappers it has; for AMPLIFY, whose trunk is no
+    module of its own, with its heads.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for module in model.modules():
+        if isinstance(module, (EsmModel, AmplifyModel)):
+            return module
+    raise ValueError(f"{type(model).__name__} holds neither an ESM2 nor an AMPLIFY, the families that are known here.")
+
+
+def trunk_digest(model: nn.Module) -> str:
+    """
+    SHA-256 over the weights that the attentions and the last hidden state of a protein language model depend on.
+
+    It is the same whatever heads the trunk is loaded with, and in float32 as in bfloat16: weights are rounded to
+    bfloat16 first. So it says whether a head was fitted on this trunk, not whether outputs are equal to the last bit.
+    """
+    trunk = trunk_of(model)
+    weights = ((name, tensor) for name, tensor in trunk.named_parameters() if name.split(".")[0] not in _HEADS)
+    return digest_of_tensors(weights, {"model_type": trunk.config.model_type}, torch.bfloat16)
 
 
 def _family(model_type: str) -> tuple[Callable[..., PreTrainedConfig], Callable[[], PreTrainedTokenizerBase]]:
