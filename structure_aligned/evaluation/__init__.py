@@ -1,0 +1,1 @@
+"""Evaluation of protein language models: contacts, mutation effects, probes, perplexity, and what is a difference."""
