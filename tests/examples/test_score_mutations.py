@@ -59,19 +59,21 @@ def test_scores_are_appended(root, tmp_path, main, capsys, name, strategy):
     with gzip.open(tmp_path / "in.csv.gz", "wt", newline="") as file:
         file.write("\r\n".join(["id,note,variant,DMS_score", *rows[:4], rows[4].replace("0.40", "NA")]))
     output = tmp_path / "new" / "out.csv"
-    result = start(
-        *(
-            "--model",
-            root / name,
-            "--fasta",
-            root / "wt.fasta.gz",
-            "--csv",
-            tmp_path / "in.csv.gz",
-            "--output",
-            output,
-        ),
-        *("--strategy", strategy, "--offset", 24, "--mutant_column", "variant", "--use_cpu"),
-    )
+    arguments = {
+        "--model": root / name,
+        "--fasta": root / "wt.fasta.gz",
+        "--csv": tmp_path / "in.csv.gz",
+        "--output": output,
+        "--strategy": strategy,
+        "--offset": 24,
+        "--mutant_column": "variant",
+    }
+    arguments = [part for pair in arguments.items() for part in pair]
+    if name == "AMPLIFY":
+        printed = start(*arguments, "--use_cpu")
+    else:
+        main(*arguments, "--use_cpu")
+        printed = capsys.readouterr().out
     with open(output, newline="") as file:
         written = list(csv.DictReader(file))
     assert list(written[0]) == ["id", "note", "variant", "DMS_score", "score"]
