@@ -5,9 +5,9 @@ Masked marginals of every substitution of a protein: `score_mutations` against p
   19 rows of every position are the same row.
 * per position: the loop that has noticed, one row at a time. Both go from tokens to log-softmax, in inference mode.
 
-The three take turns within each round. The loop over all 19 · L mutants is run on --sampled positions and its time
-multiplied, because every one of its rows costs the same; the others run whole. Ratios are paired within rounds: median
-(range). Scores of all three are compared before anything is timed.
+The three take turns within each round. All rows cost the same, so --positions runs so many positions spread over the
+protein, with their 19 substitutions each, and multiplies; the loop over mutants runs --sampled of those. Ratios are
+paired within rounds: median (range). Scores of all three are compared before anything is timed.
 
 Usage:
     python benchmarks/bench_fitness.py --output benchmarks/fitness.md
@@ -37,6 +37,7 @@ def parse_arguments():
     parser.add_argument("--heads", type=int, default=20)
     parser.add_argument("--length", type=int, default=250, help="residues (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, nargs="+", default=[1024, 4096, 16384], help="of a batch")
+    parser.add_argument("--positions", type=int, help="of the protein that are run; all by default")
     parser.add_argument("--sampled", type=int, default=4, help="positions of the loop over mutants that are run")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -92,9 +93,15 @@ def bench(arguments):
     model = AutoModelForMaskedLM.from_config(config).to(arguments.device).eval()
     letters = np.random.default_rng(0).choice(list(AMINO_ACIDS), arguments.length)
     wild_type = "".join(letters)
-    every = [f"{old}{number}{new}" for number, old in enumerate(wild_type, 1) for new in AMINO_ACIDS if new != old]
+    positions = np.linspace(0, arguments.length - 1, arguments.positions or arguments.length).round().astype(int)
+    every = [
+        f"{wild_type[position]}{position + 1}{new}"
+        for position in positions
+        for new in AMINO_ACIDS
+        if new != wild_type[position]
+    ]
     sample = every[: 19 * arguments.sampled]
-    times_sample = arguments.length / arguments.sampled
+    whole = arguments.length / len(positions)
     loops = Loops(model, tokenizer, wild_type)
 
     # Also the warm-up.
@@ -104,15 +111,16 @@ def bench(arguments):
 
     seconds = {"per mutant": [], "per position": []} | {budget: [] for budget in arguments.max_tokens}
     for _ in range(arguments.rounds):
-        seconds["per mutant"].append(timed(loops.per_mutant, sample) * times_sample)
-        seconds["per position"].append(timed(loops.per_position, every))
+        seconds["per mutant"].append(timed(loops.per_mutant, sample) * arguments.length / arguments.sampled)
+        seconds["per position"].append(timed(loops.per_position, every) * whole)
         for budget in arguments.max_tokens:
             options = {"tokenizer": tokenizer, "max_tokens": budget}
-            seconds[budget].append(timed(score_mutations, model, wild_type, every, **options))
+            seconds[budget].append(timed(score_mutations, model, wild_type, every, **options) * whole)
     lines = [
         f"{arguments.model_type} {arguments.layers} × {arguments.hidden} ({model.num_parameters() / 1e6:.1f}M, "
-        f"untrained), {arguments.length} residues, {len(every):,} mutants; {describe(arguments)}; medians of "
-        f"{arguments.rounds} rounds. Largest difference between scores: {max(differences):.1e}.",
+        f"untrained), {arguments.length} residues, {19 * arguments.length:,} mutants, "
+        f"{len(positions)} positions run; {describe(arguments)}; medians of {arguments.rounds} rounds. "
+        f"Largest difference between scores: {max(differences):.1e}.",
         "",
         "| | seconds | times as fast as the loop per mutant | times as fast as the loop per position |",
         "|---|---:|---:|---:|",

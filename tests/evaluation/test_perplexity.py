@@ -104,6 +104,20 @@ def test_draws_depend_on_seed_and_sequence_only(family, options):
     assert abs(some.nll[2] - pseudo_perplexity(model, SEQUENCES, seed=1, **options).nll[2]) > 1e-6
 
 
+def test_proteins_of_one_length_are_masked_at_different_places(monkeypatch):
+    model, tokenizer = tiny.esm_model(), tiny.FAMILIES["esm"].tokenizer()
+    masked = []
+    forward = type(model).forward
+
+    def recording(self, input_ids=None, **options):
+        masked.extend(tuple(row) for row in (input_ids == tokenizer.mask_token_id).tolist())
+        return forward(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(type(model), "forward", recording)
+    pseudo_perplexity(model, ["MKVLA" * 8, "WDERT" * 8], method="masked", num_maskings=1)
+    assert len(set(masked)) == 2
+
+
 def test_a_share_of_positions_is_drawn_in_proportion():
     found = pseudo_perplexity(tiny.esm_model(), ["MKVLA" * 8, "W", "XX", "MKVX" * 10], position_fraction=0.1)
     assert found.count.tolist() == [4, 1, 0, 3]
