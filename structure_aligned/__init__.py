@@ -39,6 +39,7 @@ _PUBLIC = {
     "models.trunks": ["fresh_trunk"],
     "objectives.contrastive": ["chunked_contrastive_losses", "contrastive_losses"],
     "objectives.losses": ["LossWeights", "ResidueLosses", "combine_losses", "residue_contrastive_losses"],
+    "objectives.negatives": ["residue_losses_among"],
     "objectives.selection": ["select_residues"],
     "data.builder": ["StructureDatasetBuilder", "dataset_pgnn", "embedding_dim"],
     "data.features": ["decode_embedding"],
@@ -49,6 +50,30 @@ _PUBLIC = {
     "data.split_summary": ["SplitSummary"],
     "data.splits": ["split_chains"],
     "data.collator": ["DataCollatorForStructureAlignment"],
+    "data.batching": ["TokenBudgetBatchSampler"],
+    "data.tokenizing": ["sequence_batches", "tokenize_residues"],
+    "evaluation.assays": ["Assay", "FitnessMetrics", "evaluate_fitness", "fitness_metrics", "read_assay"],
+    "evaluation.contact_heads": ["ContactRegression"],
+    "evaluation.contact_prediction": [
+        "checkpoint_contact_head",
+        "evaluate_contacts",
+        "load_contact_head",
+        "predict_contacts",
+    ],
+    "evaluation.contacts": ["contact_map", "contact_precision", "contact_summary"],
+    "evaluation.fitness": ["score_mutations"],
+    "evaluation.mutants": ["parse_mutants"],
+    "evaluation.pair_head": ["PairHead"],
+    "evaluation.perplexity": ["PseudoPerplexity", "pseudo_perplexity"],
+    "evaluation.statistics": [
+        "Comparison",
+        "bootstrap_mean",
+        "bootstrap_ratio",
+        "compare",
+        "holm",
+        "mean_and_sd_over_seeds",
+        "paired_test",
+    ],
     "training.arguments": ["StructureAlignmentTrainingArguments"],
     "training.inspection": ["SelectionRecord", "selection_frequency", "selection_summary", "selection_table"],
     "training.selection_plot": ["plot_selection"],
@@ -73,6 +98,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from .data.batching import TokenBudgetBatchSampler
     from .data.builder import StructureDatasetBuilder, dataset_pgnn, embedding_dim
     from .data.collator import DataCollatorForStructureAlignment
     from .data.features import decode_embedding
@@ -82,6 +108,29 @@ if TYPE_CHECKING:
     from .data.seen import leave_out_seen, sequence_digest, write_training_chains
     from .data.split_summary import SplitSummary
     from .data.splits import split_chains
+    from .data.tokenizing import sequence_batches, tokenize_residues
+    from .evaluation.assays import Assay, FitnessMetrics, evaluate_fitness, fitness_metrics, read_assay
+    from .evaluation.contact_heads import ContactRegression
+    from .evaluation.contact_prediction import (
+        checkpoint_contact_head,
+        evaluate_contacts,
+        load_contact_head,
+        predict_contacts,
+    )
+    from .evaluation.contacts import contact_map, contact_precision, contact_summary
+    from .evaluation.fitness import score_mutations
+    from .evaluation.mutants import parse_mutants
+    from .evaluation.pair_head import PairHead
+    from .evaluation.perplexity import PseudoPerplexity, pseudo_perplexity
+    from .evaluation.statistics import (
+        Comparison,
+        bootstrap_mean,
+        bootstrap_ratio,
+        compare,
+        holm,
+        mean_and_sd_over_seeds,
+        paired_test,
+    )
     from .models.alignment import (
         AmplifyForStructureAlignment,
         AutoModelForStructureAlignment,
@@ -99,6 +148,7 @@ if TYPE_CHECKING:
     from .models.trunks import fresh_trunk
     from .objectives.contrastive import chunked_contrastive_losses, contrastive_losses
     from .objectives.losses import LossWeights, ResidueLosses, combine_losses, residue_contrastive_losses
+    from .objectives.negatives import residue_losses_among
     from .objectives.selection import select_residues
     from .structure.chain import ProteinChain
     from .structure.graph import residue_graph

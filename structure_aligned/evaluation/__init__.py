@@ -1,1 +1,1 @@
-"""What a model knows: contacts read from its attentions or hidden states, measured against structures."""
+"""What a model knows: contacts, mutation effects, probes, perplexity; and whether a difference is one."""
