@@ -35,6 +35,8 @@ from .selecting import ChainFilter, resolve_structures
 logger = logging.get_logger(__name__)
 
 REPORT_NAME = "build_report.json"
+DATASET_NAME = "protein_structures"
+DESCRIPTION = "Protein chains with 3Di structure tokens and residue embeddings of a protein GNN."
 
 FEATURES = datasets.Features(
     {
@@ -182,7 +184,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             key += [split, *(f"{path.name}:{self._digests[str(path)]}" for path in files)]
         super().__init__(
             cache_dir=None if cache_dir is None else str(cache_dir),
-            dataset_name="protein_structures",
+            dataset_name=DATASET_NAME,
             config_id=f"chains-{combined_digest(key)[:16]}",
             structures={split: [str(path) for path in files] for split, files in self._files.items()},
             filters=filters,
@@ -223,7 +225,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
-            description="Protein chains with 3Di structure tokens and residue embeddings of a protein GNN.",
+            description=DESCRIPTION,
             features=FEATURES,
         )
 

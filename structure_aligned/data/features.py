@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
 from ..objectives.reference import CONTRASTIVE_PARTS
 from ..structure.chain import ProteinChain
 from ..structure.io import read_chains

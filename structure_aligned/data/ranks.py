@@ -10,12 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from accelerate.utils import get_cpu_distributed_information
 from datasets.utils import tqdm
 
 from .records import TEMPORARY_SUFFIX, write_json
 
 
 SIGN_OF_LIFE_SECONDS = 1.0
+
+
+def launched_ranks() -> tuple[int, int, int]:
+    """
+    Rank, world size and rank on this machine, as `accelerate launch`, `torchrun` or `mpirun` give them in the
+    environment; 0, 1 and 0 without. No process group is opened.
+    """
+    found = get_cpu_distributed_information()
+    return found.rank, found.world_size, found.local_rank
 
 
 class Ranks:
@@ -88,7 +98,7 @@ class Ranks:
                 seconds; says which files are missing and whose they are.
         """
         missing, seen, since = list(range(len(paths))), None, time.monotonic()
-        with tqdm(total=len(paths), desc=f"Waiting for {what}", disable=self.rank != 0 or None, delay=2) as progress:
+        with tqdm(total=len(paths), desc=f"Waiting for {what}", disable=self.rank != 0, delay=2) as progress:
             while True:
                 missing = [number for number in missing if not paths[number].exists()]
                 progress.update(len(paths) - len(missing) - progress.n)
@@ -125,10 +135,10 @@ class Ranks:
         rest = f"; and {len(of_rank) - 8} more ranks" if len(of_rank) > 8 else ""
         return (
             f"Rank {self.rank} of {self.world_size} waited {self.timeout:g} s without a sign of progress for "
-            f"{len(missing)} of {len(paths)} {what} in {paths[missing[0]].parent}. Missing are, by the rank in charge: "
+            f"{len(missing)} of {len(paths)} {what} in {paths[missing[0]].parent}. Missing, by the rank in charge: "
             f"{'; '.join(parts)}{rest}. Look for the errors of these ranks; they must see the same folders (output "
-            "and cache) under the same paths, and the same structure files. Then run the command again, with any number "
-            "of processes: what is finished is kept."
+            "and cache) under the same paths, and the same structure files. Then run the command again, with any "
+            "number of processes: what is finished is kept."
         )
 
 

@@ -18,8 +18,8 @@ from safetensors.numpy import save
 
 
 CHECKSUMS = "checksums"
-"""Key in a record's metadata: JSON of the CRC-32 of each array (with its type and shape), and under `""` of the rest of
-the metadata. Records of earlier versions have none and are taken as they are."""
+"""Key in a record's metadata: JSON of the CRC-32 of each array (with its type and shape) and, under `""`, of the other
+metadata. Records of earlier versions have none and are taken as they are."""
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -102,7 +102,7 @@ def read_arrays(path: str | os.PathLike, names: list[str] | None = None) -> dict
     with _open(path) as file:
         sums = _checked_metadata(file, path)[1]
         arrays = {}
-        for name in file.keys() if names is None else names:  # noqa: SIM118 - a safetensors file is no dict
+        for name in file.keys() if names is None else names:
             arrays[name] = file.get_tensor(name)
             if sums is not None and sums.get(name) != _array_sum(arrays[name]):
                 raise DamagedRecordError(path, f"the checksum of {name!r} does not fit its bytes")
