@@ -52,7 +52,8 @@ class DatasetFolder:
         """Whether the dataset is finished; a `ValueError` where the folder holds something else."""
         # In this order, because other processes of the same work may begin or end it meanwhile.
         inside = {path.name for path in self.root.iterdir()} - {WORK_FOLDER} if self.root.exists() else set()
-        others = {path.name for path in (self.root / WORK_FOLDER).glob("*")} - {self.key}
+        # Work of another key that got no plan has written nothing here, and does not count.
+        others = {path.parent.name for path in (self.root / WORK_FOLDER).glob("*/plan.json")} - {self.key}
         begun = self.work.exists()
         if self.finished():
             return True

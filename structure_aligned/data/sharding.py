@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -198,25 +199,44 @@ def prepare_dataset(
 
     ranks = Ranks(folder.work / "ranks", rank, world_size, timeout, poll)
     ranks.count(now=True)
-    indexes = [ChainIndex(listing, store) for listing in listings.values()]
+    writer = ShardWriter(pgnn, store, options.masking, max_batch_residues, cache_embeddings)
+    try:
+        return _work(folder, listings, writer, options, ranks, num_proc)
+    except Exception:
+        with suppress(OSError):  # a full disk, of which the first error speaks
+            ranks.count(now=True)
+        raise
+
+
+def _work(
+    folder: DatasetFolder,
+    listings: dict[str, Listing],
+    writer: ShardWriter,
+    options: _Options,
+    ranks: Ranks,
+    num_proc: int,
+) -> PreparedDataset | None:
+    """This process's part from the index to its last shard; on rank 0 also what comes between and after."""
+    indexes = [ChainIndex(listing, writer.store) for listing in listings.values()]
     for index in indexes:
-        index.build(ranks, on_error, num_proc)
-    if rank == 0:
+        index.build(ranks, options.on_error, num_proc)
+    if ranks.rank == 0:
         for index in indexes:
             ranks.wait(index.paths, "parts of the index")
         if not folder.plan_path.exists():
-            _make_plan(folder, listings, store, options, ranks)
+            folder.check()  # once more: another command may have begun here meanwhile
+            _make_plan(folder, listings, writer.store, options, ranks)
     elif not ranks.wait([folder.plan_path], "plans", folder.finished):
         folder.remove_work()
         return None
     shards = list(folder.shards())
-    if rank == 0 and len(shards) < world_size:
+    if ranks.rank == 0 and len(shards) < ranks.world_size:
         logger.warning(
-            f"{len(shards)} shards for {world_size} processes: some have nothing to do. A smaller shard_chains (now "
-            f"{shard_chains}) lets all take part."
+            f"{len(shards)} shards for {ranks.world_size} processes: some have nothing to do. A smaller shard_chains "
+            f"(now {options.shard_chains}) lets all take part."
         )
-    ShardWriter(pgnn, store, options.masking, max_batch_residues, cache_embeddings).write(folder, ranks)
-    if rank != 0:
+    writer.write(folder, ranks)
+    if ranks.rank != 0:
         return None
     ranks.wait(shards, "dataset shards")
     totals = ranks.totals()
