@@ -3,7 +3,8 @@ What structure files contain, as Arrow files in the feature cache, made by many 
 
 A listing of files (paths, sizes, times of change) has a key, and below it one Arrow file for every so many structure
 files. It holds a row for each chain, and one for each file that cannot be read. Another build of the same files finds
-them there and reads no structure file at all.
+them there and reads no structure file at all. As `make` does, it takes a file whose size and time of change are the
+same for the same file.
 """
 
 from __future__ import annotations
@@ -64,11 +65,11 @@ class Listing:
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Listing:
         files = [os.path.abspath(path) for path in paths]
+        runs = [files[start : start + 1000] for start in range(0, len(files), 1000)]
         # Asking a network file system for millions of files is waiting, not computing.
         with ThreadPoolExecutor(16) as pool:
-            stated = list(pool.map(os.stat, files, chunksize=256))
-        parts = (f"{path}|{info.st_size}|{info.st_mtime_ns}" for path, info in zip(files, stated))
-        return cls(files, combined_digest([f"{INDEX_VERSION}|{CHAIN_VERSION}", *parts])[:32])
+            digests = list(pool.map(_digest_of_states, runs))
+        return cls(files, combined_digest([f"{INDEX_VERSION}|{CHAIN_VERSION}", *digests])[:32])
 
     def shards(self) -> list[list[str]]:
         """The files in parts whose size depends on their number alone, not on who reads them."""
@@ -134,6 +135,11 @@ class ChainIndex:
 def unreadable(error: str) -> ValueError:
     """What is raised for a file that cannot be read."""
     return ValueError(f"{error}\nWith on_error='skip' such files are left out and reported.")
+
+
+def _digest_of_states(files: list[str]) -> str:
+    states = ((path, os.stat(path)) for path in files)
+    return combined_digest(f"{path}|{state.st_size}|{state.st_mtime_ns}" for path, state in states)
 
 
 def _rows_of_file(job: tuple[FeatureStore, str]) -> tuple[int, list[dict[str, Any]]]:

@@ -45,7 +45,7 @@ class DatasetFolder:
         """Whether the same dataset is complete here."""
         try:
             return json.loads((self.root / _FINISHED).read_text()).get("preparation") == self.key
-        except FileNotFoundError:
+        except (FileNotFoundError, json.JSONDecodeError):
             return False
 
     def check(self) -> bool:

@@ -109,9 +109,10 @@ class Ranks:
                 state = (len(missing), self._signs({number % self.world_size for number in missing}))
                 if state != seen:
                     seen, since = state, time.monotonic()
+                    self.count()  # who waits for this process waits for those it waits for
                 elif time.monotonic() - since > self.timeout:
                     raise TimeoutError(self._complaint(paths, missing, what))
-                time.sleep(self.poll)
+                time.sleep(max(self.poll, len(missing) / 1000))  # spares the file system
 
     def _signs(self, ranks: set[int]) -> tuple[tuple[str, int], ...]:
         signs = []

@@ -47,7 +47,7 @@ class PreparedDataset:
 
     Args:
         path (`Path`): For `datasets.load_from_disk`.
-        report ([`BuildReport`]): Of all processes together, also of those that were killed.
+        report ([`BuildReport`]): Of all processes together, also of those that were killed, up to their last second.
         splits (`dict`): For each split its numbers of `chains`, `residues` and `shards`.
         summary ([`SplitSummary`], *optional*): Where splits were asked for.
         finished_before (`bool`): Whether there was nothing left to do.

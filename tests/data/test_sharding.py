@@ -11,8 +11,10 @@ import threading
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import save_file
 
 from structure_aligned import QualityThresholds, StructureDatasetBuilder, mask_low_confidence, split_chains
 from structure_aligned.data import records as records_module
@@ -328,6 +330,39 @@ def test_signs_of_life_prolong_the_waiting(tmp_path):
     assert waiting.totals() == {"steps": 8}
 
 
+def test_who_waits_for_a_waiting_rank_waits_with_it(tmp_path, monkeypatch):
+    """Rank 1 waits for rank 0, which waits for rank 2, which works longer than the timeout."""
+    monkeypatch.setattr("structure_aligned.data.ranks.SIGN_OF_LIFE_SECONDS", 0.05)
+    parts, plan, errors = [tmp_path / f"part{number}" for number in range(3)], tmp_path / "plan", []
+    options = {"world_size": 3, "timeout": 0.5, "poll": 0.01}
+
+    def first():
+        ranks = Ranks(tmp_path / "ranks", 0, **options)
+        ranks.wait(parts, "parts")
+        plan.touch()
+
+    def second():
+        try:
+            Ranks(tmp_path / "ranks", 1, **options).wait([plan], "plans")
+        except TimeoutError as error:
+            errors.append(error)
+
+    def third():
+        ranks = Ranks(tmp_path / "ranks", 2, **options)
+        for _ in range(12):
+            ranks.count(now=True)
+            threading.Event().wait(0.1)
+        for part in parts:
+            part.touch()
+
+    threads = [threading.Thread(target=job) for job in (first, second, third)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert plan.exists() and not errors
+
+
 def test_without_the_embedding_cache(folder, tmp_path):
     expected = prepare(folder, tmp_path, "cached", cache="cache")
     made = prepare(folder, tmp_path, "direct", cache="other", cache_embeddings=False)
@@ -384,9 +419,15 @@ def test_the_builder_names_a_damaged_record(folder, tmp_path, kind):
     assert str(path) in messages and "checksum" in messages and "Delete it" in messages
 
 
-def test_every_flipped_byte_is_noticed(tmp_path):
-    import numpy as np
+def test_records_of_earlier_versions_are_read(tmp_path):
+    save_file({"a": np.arange(3)}, tmp_path / "old.safetensors", {"pgnn": "x"})
+    assert records_module.read_metadata(tmp_path / "old.safetensors") == {"pgnn": "x"}
+    assert records_module.read_arrays(tmp_path / "old.safetensors")["a"].tolist() == [0, 1, 2]
+    with pytest.raises(records_module.DamagedRecordError, match="old.safetensors"):
+        records_module.read_arrays(tmp_path / "old.safetensors", ["b"])
 
+
+def test_every_flipped_byte_is_noticed(tmp_path):
     path = tmp_path / "record.safetensors"
     arrays = {"a": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.array([True, False])}
     records_module.write_record(path, arrays, {"pgnn": "x"})
