@@ -163,10 +163,10 @@ class FeatureStore:
         return self.embedding_path(chain_digest).exists()
 
     def embedding(self, chain_digest: str) -> np.ndarray | None:
-        """The stored float16 embedding of shape `(L, output_dim)`; `None` where it is missing or damaged."""
+        """The stored float16 embedding of shape `(L, output_dim)`; `None` where there is none."""
         try:
             return read_arrays(self.embedding_path(chain_digest), ["embedding"])["embedding"]
-        except (FileNotFoundError, DamagedRecordError):
+        except FileNotFoundError:
             return None
 
 

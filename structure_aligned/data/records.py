@@ -28,7 +28,9 @@ class DamagedRecordError(ValueError):
     """A stored record is truncated, or its bytes are not those that were written."""
 
     def __init__(self, path: str | os.PathLike, why: str) -> None:
-        super().__init__(f"The record {path} is damaged: {why}. Delete it and run again: only it is computed again.")
+        super().__init__(
+            f"The record {path} is damaged: {why}. Delete it to have it, and nothing else, computed again."
+        )
 
 
 @contextmanager
@@ -142,7 +144,7 @@ def _array_sum(array: np.ndarray) -> int:
 def _explained(error: OSError, path: Path) -> OSError:
     """The error with the path it concerns and what can be done; of the same kind and number."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "Free space there, or give another folder" if full else "Mend that"
+    advice = "Free space there, or give another folder" if full else "Remove the cause"
     return OSError(
         error.errno,
         f"{os.strerror(error.errno)} while writing {path}. {advice}, and run the same command again: what is finished "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
 from datasets.utils import logging, tqdm
@@ -63,7 +64,7 @@ class ShardWriter:
         sources = {record.path: (source, digest) for record, source, digest in entries}
         records = [record for record, _, _ in entries]
         for batch in residue_batches(records, self.max_batch_residues):
-            embeddings = {record.digest: self.store.embedding(record.digest) for record in batch}
+            embeddings = {record.digest: self._stored_embedding(record.digest) for record in batch}
             missing = {record.digest: record for record in batch if embeddings[record.digest] is None}
             if missing:
                 chains = [self._repairing(load_chain, record, sources) for record in missing.values()]
@@ -80,6 +81,13 @@ class ShardWriter:
             ranks.count(embedded=len(missing))
             yield from rows
 
+    def _stored_embedding(self, digest: str) -> np.ndarray | None:
+        try:
+            return self.store.embedding(digest)
+        except DamagedRecordError as error:
+            logger.warning(f"{error} It is made anew.")
+            return None
+
     def _repairing(
         self, load: Callable[..., Any], record: ChainRecord, sources: dict[str, tuple[str, str]], *others: Any
     ) -> Any:
@@ -88,7 +96,7 @@ class ShardWriter:
             return load(record, *others)
         except (FileNotFoundError, DamagedRecordError) as error:
             source, digest = sources[record.path]
-            logger.warning(f"{error} Reading {source} again.")
+            logger.warning(f"{record.path} is missing or damaged; reading {source} again.")
             if file_digest(source) != digest:
                 raise ValueError(
                     f"{source} has changed since its chains were listed, and its record is missing or damaged. Delete "

@@ -202,7 +202,10 @@ def prepare_dataset(
     writer = ShardWriter(pgnn, store, options.masking, max_batch_residues, cache_embeddings)
     try:
         return _work(folder, listings, writer, options, ranks, num_proc)
-    except Exception:
+    except Exception as error:
+        if rank != 0 and isinstance(error, FileNotFoundError) and folder.finished():
+            folder.remove_work()  # all was done already, and rank 0 has ended the work under this process's hands
+            return None
         with suppress(OSError):  # a full disk, of which the first error speaks
             ranks.count(now=True)
         raise
@@ -260,14 +263,16 @@ def _make_plan(
                 raise unreadable(row["error"])
             report.skipped.append({"source": row["source"], "reason": f"unreadable: {row['error']}"})
         rows = rows.select(np.flatnonzero([error is None for error in errors]))
-        found: dict[tuple[str, int], tuple[int, Entry]] = {}
-        for number, (record, source, digest) in enumerate(index.records(rows)):
+        listed: list[Entry] = []
+        for record, source, digest in index.records(rows):
             if options.predicted is not None:
                 record = replace(record, predicted=options.predicted)
-            found[record.path, record.index] = number, (record, source, digest)
-        report.chains += len(found)
+            listed.append((record, source, digest))
+        # By identity: copies of a file in two folders have equal records.
+        number_of = {id(record): number for number, (record, _, _) in enumerate(listed)}
+        report.chains += len(listed)
         ranks.count()
-        records, dropped = options.filters.apply([record for _, (record, _, _) in found.values()])
+        records, dropped = options.filters.apply([record for record, _, _ in listed])
         report.skipped += dropped
         records, dropped = unique_ids(records, options.on_error)
         report.skipped += dropped
@@ -276,8 +281,8 @@ def _make_plan(
                 f"No chain is left for the split {name!r}: {len(listing.files)} files, left out: {report.reasons()}. "
                 "Loosen the filters or give other structures."
             )
-        numbers, entries = zip(*(found[record.path, record.index] for record in records))
-        chosen[name] = list(entries)
+        numbers = [number_of[id(record)] for record in records]
+        chosen[name] = [listed[number] for number in numbers]
         ranks.count()
         if options.splits is None and options.min_plddt is None:
             continue
@@ -287,7 +292,7 @@ def _make_plan(
         if options.min_plddt is not None:
             mean_b_factors(known, options.plddt_scale)  # raises now what masking would raise hours later
         if options.splits is not None:
-            by_id = {entry[0].id: entry for entry in entries}
+            by_id = {entry[0].id: entry for entry in chosen[name]}
             parts, summary = split_chains(known, plddt_scale=options.plddt_scale, **options.splits)
             chosen = {part: [by_id[one] for one in members["id"]] for part, members in parts.items()}
     report.rows = sum(map(len, chosen.values()))

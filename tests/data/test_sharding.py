@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from structure_aligned import QualityThresholds, StructureDatasetBuilder, mask_low_confidence, split_chains
 from structure_aligned.data import records as records_module
 from structure_aligned.data.chain_index import Listing
-from structure_aligned.data.dataset_folder import WORK_FOLDER
+from structure_aligned.data.dataset_folder import WORK_FOLDER, DatasetFolder
 from structure_aligned.data.ranks import Ranks
 from structure_aligned.data.sharding import prepare_dataset
 from structure_aligned.structure.io import write_mmcif
@@ -286,6 +286,33 @@ def test_unreadable_files_and_filters_that_leave_nothing(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             prepare(folder, tmp_path, "wrong", **options)
+
+
+def test_copies_of_a_file_are_duplicates(folder, tmp_path):
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "syn03.cif").write_bytes((folder / "syn03.cif").read_bytes())
+    both = [folder, tmp_path / "copy"]
+    made = prepare(both, tmp_path)
+    assert made.report.reasons() == {"unreadable": 1, "duplicate id": 1}
+    assert (made.report.files, made.report.chains, made.report.rows) == (CHAINS + 2, CHAINS + 1, CHAINS)
+    with pytest.raises(ValueError, match="syn03_A comes from more than one file"):
+        prepare([folder / "syn03.cif", tmp_path / "copy"], tmp_path, "raising", on_error="raise")
+
+
+def test_a_rank_that_comes_when_all_is_done(folder, tmp_path, monkeypatch):
+    """Rank 0 finishes, and deletes the plan, while rank 1 is about to read it."""
+    with pytest.raises(Interrupted):
+        prepare(folder, tmp_path, pgnn=Dies(6))
+    shards = DatasetFolder.shards
+
+    def late(self):
+        monkeypatch.setattr(DatasetFolder, "shards", shards)
+        prepare(folder, tmp_path, pgnn=successor())
+        return shards(self)
+
+    monkeypatch.setattr(DatasetFolder, "shards", late)
+    assert prepare(folder, tmp_path, pgnn=successor(), rank=1, world_size=2) is None
+    assert len(contents(tmp_path / "dataset")["train"]) == CHAINS and not (tmp_path / "dataset" / WORK_FOLDER).exists()
 
 
 def test_values_that_are_no_plddt_are_found_before_embedding(folder, tmp_path):
