@@ -4,8 +4,17 @@ Build a dataset from structure files: sequences, 3Di tokens and pGNN embeddings.
     python examples/prepare.py --structures pdb_files --pgnn mc_gearnet_edge.pth --output datasets/pdb \
         --max_resolution 3.0 --num_proc 4
 
-May be killed and started again: what was computed is kept in --cache_dir. Use the result with
-`examples/train.py --dataset datasets/pdb`.
+May be killed and started again: what was computed is kept in --cache_dir, and finished Arrow files in --output. Use
+the result with `examples/train.py --dataset datasets/pdb`.
+
+Several processes, also on several machines, share the work and make the same dataset; on GPUs each uses its own:
+
+    accelerate launch --num_processes 8 examples/prepare.py ... --cache_dir shared_cache
+    accelerate launch --config_file examples/accelerate/multi_node.yaml --machine_rank 0 --main_process_ip 10.0.0.1 \
+        examples/prepare.py ... --cache_dir shared_cache
+
+All of them must see --structures, --output and --cache_dir under the same paths. When one dies, start the command
+again, with as many processes or others.
 
 With options of the group "splits" the chains are split so that no cluster, entry or sequence is in two splits:
 `reference` (high quality, for a reference model), `train`, `validation` and `test`, as asked for. For example
@@ -21,14 +30,9 @@ from typing import Any
 
 import torch
 
-from structure_aligned import (
-    QualityThresholds,
-    StructureDatasetBuilder,
-    load_pgnn,
-    mask_low_confidence,
-    read_clusters,
-    split_chains,
-)
+from structure_aligned import QualityThresholds, load_pgnn
+from structure_aligned.data.ranks import launched_ranks
+from structure_aligned.data.sharding import prepare_dataset
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,12 +41,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--validation_structures", nargs="+", help="the same, for the validation split")
     parser.add_argument("--pgnn", required=True, help="GearNet or ProteinMPNN: folder or weights file")
     parser.add_argument("--output", required=True, type=Path, help="folder of the dataset")
-    parser.add_argument("--cache_dir", help="of intermediate results; Datasets' own by default")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--cache_dir", type=Path, help="of intermediate results; Datasets' own by default")
+    parser.add_argument("--device", help="of the pGNN; by default each process its own GPU, or the CPU")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the pGNN")
-    parser.add_argument("--num_proc", type=int, default=1, help="processes that read structures")
+    parser.add_argument("--num_proc", type=int, default=1, help="reading structures, for each process")
     parser.add_argument("--on_error", default="skip", choices=["skip", "raise"], help="unreadable files")
     parser.add_argument("--max_batch_residues", type=int, default=2048, help="residues the pGNN gets at once")
+    parser.add_argument(
+        "--shard_chains", type=int, default=1000, help="chains per Arrow file, which one process writes"
+    )
+    parser.add_argument("--no_embedding_cache", action="store_true", help="half the space; a kill loses a shard")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds without progress of other processes")
     parser.add_argument("--max_resolution", type=float, help="in Å; entries that state none are left out")
     parser.add_argument("--max_r_free", type=float, help="as a fraction; entries that state none are left out")
     parser.add_argument("--methods", nargs="+", help='such as "X-RAY DIFFRACTION"')
@@ -87,49 +96,53 @@ def split_options(args: argparse.Namespace) -> dict[str, Any] | None:
     return {name: getattr(args, name) for name in names} | {
         "quality": QualityThresholds(*bounds, args.allow_missing_r_free) if asked else None,
         "date": args.split_date,
-        "clusters": read_clusters(args.clusters) if args.clusters else None,
+        "clusters": args.clusters,
         "seed": args.split_seed,
     }
 
 
 def main() -> None:
     args = parse_arguments()
-    if args.output.exists() and any(args.output.iterdir()):
-        raise ValueError(f"{args.output} is not empty; give a new folder, or delete it first.")
+    rank, world_size, local_rank = launched_ranks()
     splits = split_options(args)
-    scale = args.plddt_scale if args.plddt_scale == "auto" else int(args.plddt_scale)
+    device = args.device
+    if device is None:
+        device = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     structures = {"train": args.structures}
     if args.validation_structures:
         structures["validation"] = args.validation_structures
     options = ("on_error", "max_batch_residues", "max_resolution", "max_r_free", "methods", "min_length", "max_length")
-    builder = StructureDatasetBuilder(
+    others = ("chains", "drop_duplicates", "max_b_factor", "min_plddt", "shard_chains", "num_proc", "timeout")
+    made = prepare_dataset(
         structures,
-        load_pgnn(args.pgnn, args.device, getattr(torch, args.dtype)),
-        args.cache_dir,
+        load_pgnn(args.pgnn, device, getattr(torch, args.dtype)),
+        args.output,
+        feature_cache=None if args.cache_dir is None else args.cache_dir / "structure_features",
+        rank=rank,
+        world_size=world_size,
         predicted={"auto": None, "yes": True, "no": False}[args.predicted],
-        **{name: getattr(args, name) for name in (*options, "chains", "drop_duplicates")},
+        plddt_scale=args.plddt_scale if args.plddt_scale == "auto" else int(args.plddt_scale),
+        splits=splits,
+        cache_embeddings=not args.no_embedding_cache,
+        **{name: getattr(args, name) for name in (*options, *others)},
     )
-    builder.download_and_prepare(num_proc=args.num_proc)
-    data = builder.as_dataset()
-    if args.max_b_factor is not None or args.min_plddt is not None:
-        for split, rows in data.items():
-            data[split] = mask_low_confidence(rows, args.max_b_factor, args.min_plddt, scale)
-    if splits is not None:
-        data, summary = split_chains(data["train"], plddt_scale=scale, **splits)
-    data.save_to_disk(args.output)
-    if splits is not None:
-        print(f"\n{summary}\nSaved {', '.join(map(str, summary.save(args.output)))}")
-    report = builder.report
-    (args.output / "build_report.json").write_text((Path(builder.cache_dir) / "build_report.json").read_text())
+    if made is None:
+        return
+    report = made.report
+    if made.finished_before:
+        print(f"{made.path} was finished before; nothing to do.")
+    if made.summary is not None:
+        print(f"\n{made.summary}")
     print(
         f"\n{report.files} files, {report.chains} chains; {report.parsed} files read and {report.embedded} chains "
-        "embedded now, the others before."
+        "embedded for this dataset, the others before."
     )
-    for split, rows in data.items():
-        print(f"{split}: {len(rows)} chains, {sum(rows['length'][:])} residues")
+    for split, counts in made.splits.items():
+        print(f"{split}: {counts['chains']} chains, {counts['residues']} residues, {counts['shards']} Arrow files")
     for reason, count in report.reasons().items():
         print(f"left out, {reason}: {count}")
-    print(f"Saved {args.output}; what was left out and why: {args.output / 'build_report.json'}")
+    written = ", ".join(sorted(path.name for path in made.path.iterdir() if path.suffix in (".json", ".png")))
+    print(f"Saved {made.path} with {written}; build_report.json says what was left out and why.")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from datasets.utils import logging, tqdm
 
 from .features import (
@@ -31,12 +28,15 @@ from .features import (
     load_row,
     pgnn_identity,
 )
+from .reading import embed_chains, map_processes, parse_file, residue_batches, unique_ids
 from .selecting import ChainFilter, resolve_structures
 
 
 logger = logging.get_logger(__name__)
 
 REPORT_NAME = "build_report.json"
+DATASET_NAME = "protein_structures"
+DESCRIPTION = "Protein chains with 3Di structure tokens and residue embeddings of a protein GNN."
 
 FEATURES = datasets.Features(
     {
@@ -184,7 +184,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             key += [split, *(f"{path.name}:{self._digests[str(path)]}" for path in files)]
         super().__init__(
             cache_dir=None if cache_dir is None else str(cache_dir),
-            dataset_name="protein_structures",
+            dataset_name=DATASET_NAME,
             config_id=f"chains-{combined_digest(key)[:16]}",
             structures={split: [str(path) for path in files] for split, files in self._files.items()},
             filters=filters,
@@ -225,7 +225,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
-            description="Protein chains with 3Di structure tokens and residue embeddings of a protein GNN.",
+            description=DESCRIPTION,
             features=FEATURES,
         )
 
@@ -253,7 +253,8 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             self._report.chains += len(records)
             records, dropped = self.config.filters.apply(records)
             self._report.skipped += dropped
-            records = self._unique_ids(records)
+            records, dropped = unique_ids(records, self.config.on_error)
+            self._report.skipped += dropped
             if not records:
                 raise ValueError(
                     f"No chain is left for the split {split!r}: {len(files)} files, left out: "
@@ -287,7 +288,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
                 found[str(path)] = records
         jobs = [(self.store, path, self._digests[path]) for path in missing]
         with tqdm(total=len(files), initial=len(found), desc="Reading structures", unit="file") as progress:
-            for path, records, error in _map(_parse, jobs, num_proc):
+            for path, records, error in map_processes(parse_file, jobs, num_proc):
                 progress.update()
                 if error is None:
                     found[path] = records
@@ -301,18 +302,6 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             return records
         return [replace(record, predicted=self.config.predicted) for record in records]
 
-    def _unique_ids(self, records: list[ChainRecord]) -> list[ChainRecord]:
-        first: dict[str, ChainRecord] = {}
-        for record in records:
-            if record.id in first:
-                message = f"duplicate id: {record.id} comes from more than one file; ids name rows and must be unique"
-                if self.config.on_error == "raise":
-                    raise ValueError(f"{message}. Remove one, or take the first with on_error='skip'.")
-                self._report.skipped.append({"source": record.id, "reason": message})
-            else:
-                first[record.id] = record
-        return list(first.values())
-
     def _embed(self, records: list[ChainRecord]) -> None:
         """Store the embeddings that are missing, batch by batch."""
         missing = {record.digest: record for record in records if not self.store.has_embedding(record.digest)}
@@ -320,54 +309,11 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         with tqdm(
             total=len(records), initial=len(records) - len(missing), desc="Embedding structures", unit="chain"
         ) as progress:
-            for batch in _batches(list(missing.values()), self.config.max_batch_residues):
-                embeddings = self._pgnn.embed_batch([load_chain(record) for record in batch])
-                if len(embeddings) != len(batch):
-                    raise ValueError(
-                        f"{type(self._pgnn).__name__}.embed_batch gave {len(embeddings)} embeddings for {len(batch)} "
-                        "chains; expected one each, in order."
-                    )
+            for batch in residue_batches(list(missing.values()), self.config.max_batch_residues):
+                embeddings = embed_chains(self._pgnn, [load_chain(record) for record in batch])
                 for record, embedding in zip(batch, embeddings):
-                    array = torch.as_tensor(embedding).detach().float().cpu().numpy()
-                    if array.shape != (len(record), self._pgnn.output_dim):
-                        raise ValueError(
-                            f"The embedding of {record.id} has shape {array.shape}; expected "
-                            f"({len(record)}, {self._pgnn.output_dim}), a row for each residue."
-                        )
-                    self.store.write_embedding(record.digest, array)
+                    self.store.write_embedding(record.digest, embedding)
                 progress.update(len(batch))
-
-
-def _parse(job: tuple[FeatureStore, str, str]) -> tuple[str, list[ChainRecord], str | None]:
-    store, path, digest = job
-    try:
-        return path, store.parse(path, digest), None
-    except ValueError as error:
-        return path, [], str(error)
-
-
-def _map(function: Any, jobs: list, num_proc: int) -> Iterator:
-    if num_proc <= 1 or len(jobs) < 2:
-        yield from map(function, jobs)
-        return
-    # Forked where the system can, as Datasets itself does: a script without a __main__ guard then still works.
-    # The children only parse; they never touch torch's threads.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    with ProcessPoolExecutor(num_proc, mp_context=multiprocessing.get_context(method)) as pool:
-        yield from pool.map(function, jobs, chunksize=max(1, min(16, len(jobs) // (4 * num_proc))))
-
-
-def _batches(records: list[ChainRecord], max_residues: int) -> Iterator[list[ChainRecord]]:
-    batch: list[ChainRecord] = []
-    residues = 0
-    for record in records:
-        if batch and residues + len(record) > max_residues:
-            yield batch
-            batch, residues = [], 0
-        batch.append(record)
-        residues += len(record)
-    if batch:
-        yield batch
 
 
 def dataset_pgnn(dataset: datasets.Dataset) -> str:

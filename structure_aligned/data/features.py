@@ -16,20 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
 
 from ..objectives.reference import CONTRASTIVE_PARTS
 from ..structure.chain import ProteinChain
 from ..structure.io import read_chains
 from ..structure.tokens import encode_3di
+from .records import DamagedRecordError, read_arrays, read_metadata, write_record
 
 
 CHAIN_VERSION = 2
@@ -124,11 +122,10 @@ class FeatureStore:
         return self.root / "embeddings" / self._embedding_key / chain_digest[:2] / f"{chain_digest}.safetensors"
 
     def chain_records(self, path: Path) -> list[ChainRecord] | None:
-        """Records of a stored file, or `None` where it has to be read (again)."""
+        """Records of a stored file, or `None` where it has to be read (again): it is missing or damaged."""
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = json.loads(file.metadata()["chains"])
-        except (FileNotFoundError, SafetensorError):
+            metadata = json.loads(read_metadata(path)["chains"])
+        except (FileNotFoundError, DamagedRecordError, KeyError, json.JSONDecodeError):
             return None
         return [ChainRecord(path=str(path), index=index, **item) for index, item in enumerate(metadata)]
 
@@ -159,42 +156,61 @@ class FeatureStore:
         Args:
             embedding (`np.ndarray` of shape `(L, output_dim)`): NaN rows are residues that the pGNN left out.
         """
-        # float32 first: it holds every float16 and bfloat16, and overflow shows as inf.
-        with np.errstate(over="ignore"):
-            stored = np.asarray(embedding, dtype=np.float32).astype(np.float16)
-        if np.isinf(stored).any():
-            raise ValueError(
-                f"The pGNN's embedding of chain {chain_digest[:12]} reaches {np.nanmax(np.abs(embedding)):.3g}, more "
-                "than float16 holds (65504). Check its weights; a trained GearNet stays far below."
-            )
+        stored = to_float16(embedding, chain_digest)
         write_record(self.embedding_path(chain_digest), {"embedding": stored}, {"pgnn": self.pgnn})
 
     def has_embedding(self, chain_digest: str) -> bool:
         return self.embedding_path(chain_digest).exists()
 
+    def embedding(self, chain_digest: str) -> np.ndarray | None:
+        """The stored float16 embedding of shape `(L, output_dim)`; `None` where there is none."""
+        try:
+            return read_arrays(self.embedding_path(chain_digest), ["embedding"])["embedding"]
+        except FileNotFoundError:
+            return None
+
+
+def to_float16(embedding: np.ndarray, chain_digest: str) -> np.ndarray:
+    """An embedding as it is stored; a `ValueError` where float16 does not hold it."""
+    # float32 first: it holds every float16 and bfloat16, and overflow shows as inf.
+    with np.errstate(over="ignore"):
+        stored = np.asarray(embedding, dtype=np.float32).astype(np.float16)
+    if np.isinf(stored).any():
+        raise ValueError(
+            f"The pGNN's embedding of chain {chain_digest[:12]} reaches {np.nanmax(np.abs(embedding)):.3g}, more "
+            "than float16 holds (65504). Check its weights; a trained GearNet stays far below."
+        )
+    return stored
+
 
 def load_chain(record: ChainRecord) -> ProteinChain:
     """The [`ProteinChain`] of a record, as `read_chains` gave it."""
-    with safe_open(record.path, framework="numpy") as file:
-        return ProteinChain(
-            **{name: getattr(record, name) for name in _METADATA_FIELDS},
-            coords=file.get_tensor(f"{record.index}.coords"),
-            residue_numbers=tuple(json.loads(file.get_tensor(f"{record.index}.residue_numbers").tobytes())),
-            b_factors=file.get_tensor(f"{record.index}.b_factors"),
-        )
+    coords, numbers, b_factors = _chain_arrays(record, "coords", "residue_numbers", "b_factors")
+    return ProteinChain(
+        **{name: getattr(record, name) for name in _METADATA_FIELDS},
+        coords=coords,
+        residue_numbers=tuple(json.loads(numbers.tobytes())),
+        b_factors=b_factors,
+    )
+
+
+def load_b_factors(record: ChainRecord) -> np.ndarray:
+    """B-factors (or pLDDT) of a record's residues, float32 of shape `(L,)`."""
+    return _chain_arrays(record, "b_factors")[0]
 
 
 def load_row(record: ChainRecord, embedding_path: Path, pgnn: str) -> dict[str, Any]:
     """One dataset row (see `data/builder.py` for the columns)."""
-    with safe_open(record.path, framework="numpy") as file:
-        tokens = file.get_tensor(f"{record.index}.structure_tokens")
-        token_mask = file.get_tensor(f"{record.index}.structure_token_mask")
-        b_factors = file.get_tensor(f"{record.index}.b_factors")
-    embedding = load_file(embedding_path)["embedding"]
+    return make_row(record, read_arrays(embedding_path, ["embedding"])["embedding"], pgnn)
+
+
+def make_row(record: ChainRecord, embedding: np.ndarray, pgnn: str) -> dict[str, Any]:
+    """As [`load_row`], with the float16 embedding at hand."""
+    tokens, token_mask, b_factors = _chain_arrays(record, "structure_tokens", "structure_token_mask", "b_factors")
     if not len(record) == len(tokens) == len(embedding):
         raise ValueError(
             f"{record.id} has {len(record)} residues, {len(tokens)} 3Di tokens and {len(embedding)} embeddings; the "
-            f"feature cache is damaged. Delete {record.path} and {embedding_path} and build again."
+            f"feature cache is damaged. Delete {record.path} and the embedding {record.digest}, and build again."
         )
     return {
         "id": record.id,
@@ -244,18 +260,10 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _chain_arrays(record: ChainRecord, *names: str) -> list[np.ndarray]:
+    arrays = read_arrays(record.path, [f"{record.index}.{name}" for name in names])
+    return list(arrays.values())
+
+
 def _to_bytes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), dtype=np.uint8)
-
-
-def write_record(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write to a temporary name and rename: a killed process leaves no half record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -126,13 +126,9 @@ def mask_low_confidence(
         plddt_scale (`int` or `str`, *optional*, defaults to 100): See [`mean_b_factors`]; is of no concern without
             `min_plddt`.
     """
-    _check_scale(plddt_scale)
-    plddt_scale = plddt_scale if min_plddt is not None else None
-    _check_min_plddt(min_plddt)
     if max_b_factor is None and min_plddt is None:
         raise ValueError("mask_low_confidence got neither max_b_factor nor min_plddt; give at least one bound.")
-    if max_b_factor is not None and not max_b_factor > 0:
-        raise ValueError(f"max_b_factor is {max_b_factor}; expected Å², more than 0.")
+    plddt_scale = masking_scale(max_b_factor, min_plddt, plddt_scale)
     masks = [name for name in MASK_COLUMNS if name in dataset.column_names]
     if not masks:
         raise ValueError(f"The dataset has columns {dataset.column_names}; expected one of {', '.join(MASK_COLUMNS)}.")
@@ -144,7 +140,7 @@ def mask_low_confidence(
         require_columns(dataset, columns)
         .with_format("arrow")
         .map(
-            _mask_batch,
+            mask_rows,
             batched=True,
             remove_columns=columns,
             features=datasets.Features({name: dataset.features[name] for name in masks}),
@@ -155,6 +151,17 @@ def mask_low_confidence(
     parts = [dataset.with_format(None).remove_columns(masks), masked.with_format(None)]
     joined = datasets.concatenate_datasets(parts, split=dataset.split, axis=1)
     return joined.select_columns(dataset.column_names).with_format(**dataset.format)
+
+
+def masking_scale(
+    max_b_factor: float | None, min_plddt: float | None, plddt_scale: int | str | None
+) -> int | str | None:
+    """The pLDDT scale that [`mask_rows`] needs to hear of; a `ValueError` where the bounds make no sense."""
+    _check_scale(plddt_scale)
+    _check_min_plddt(min_plddt)
+    if max_b_factor is not None and not max_b_factor > 0:
+        raise ValueError(f"max_b_factor is {max_b_factor}; expected Å², more than 0.")
+    return plddt_scale if min_plddt is not None else None
 
 
 def require_columns(dataset: datasets.Dataset, columns: tuple[str, ...] | list[str]) -> datasets.Dataset:
@@ -168,9 +175,18 @@ def require_columns(dataset: datasets.Dataset, columns: tuple[str, ...] | list[s
     return dataset.select_columns(list(columns))
 
 
-def _mask_batch(
+def mask_rows(
     table: pa.Table, max_b_factor: float | None, min_plddt: float | None, plddt_scale: int | str | None
 ) -> pa.Table:
+    """
+    [`mask_low_confidence`] on a table with `id`, `b_factors`, `predicted` and any of `MASK_COLUMNS`.
+
+    Args:
+        plddt_scale (`int` or `str`, *optional*): As [`masking_scale`] gives it.
+
+    Returns:
+        `pa.Table`: The masks.
+    """
     values, rows, predicted, known = _read_b_factors(table, plddt_scale)
     keep = np.ones(len(values), dtype=bool)
     with np.errstate(invalid="ignore"):

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets.utils import tqdm
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.digest import digest_of
@@ -24,7 +22,8 @@ from ..objectives.losses import IGNORE_INDEX, labelled_cross_entropy
 from ..objectives.reference import contrastive_parts
 from .builder import dataset_pgnn
 from .collator import DataCollatorForStructureAlignment
-from .features import REFERENCE_COLUMNS, combined_digest, decode_embedding, write_record
+from .features import REFERENCE_COLUMNS, combined_digest, decode_embedding
+from .records import DamagedRecordError, read_arrays, write_record
 from .relatives import Clusters
 from .seen import check_unseen
 
@@ -285,8 +284,8 @@ def _with_columns(dataset: datasets.Dataset, paths: list[Path], identity: str) -
     def rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
         for path in paths:
             try:
-                losses = load_file(path)["losses"]
-            except (FileNotFoundError, SafetensorError) as error:
+                losses = read_arrays(path, ["losses"])["losses"]
+            except (FileNotFoundError, DamagedRecordError) as error:
                 raise ValueError(
                     f"The reference losses in {path} are missing or damaged ({error}). Delete the file if it is there "
                     "and attach them again; the others are kept."
