@@ -92,6 +92,19 @@ class Watch(TorchDispatchMode):
         return result
 
 
+@pytest.fixture(autouse=True)
+def made_again(monkeypatch):
+    """At the sizes of tests all similarities would be kept for the backward pass."""
+    monkeypatch.setattr(contrastive, "KEEP_BYTES", 0)
+
+
+@pytest.fixture(params=["kept", "made again"])
+def both_ways(request, made_again, monkeypatch):
+    if request.param == "kept":
+        monkeypatch.setattr(contrastive, "KEEP_BYTES", 2**26)
+
+
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("dropped", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("chunk", [1, 4, 7, 23, 100, None])
 def test_own_set_equals_the_plain_losses(chunk, dropped):
@@ -100,6 +113,7 @@ def test_own_set_equals_the_plain_losses(chunk, dropped):
     assert_same(results(chunked_contrastive_losses, inputs, weights, chunk_size=chunk), expected)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(("count", "dim"), [(0, 4), (1, 4), (1, 1), (9, 1), (2, 3)])
 def test_small_sets_and_dimensions(count, dim):
     inputs, weights = own_set(count, dim), upstream(count)
@@ -108,6 +122,7 @@ def test_small_sets_and_dimensions(count, dim):
         assert_same(results(chunked_contrastive_losses, inputs, weights, chunk_size=chunk), expected)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("dropped", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
 @pytest.mark.parametrize(("count", "more_sequences", "more_structures", "offset"), [
@@ -124,6 +139,7 @@ def test_candidates_equal_the_plain_losses(count, more_sequences, more_structure
     assert_same(results(chunked_contrastive_losses, inputs, weights, offset=offset, chunk_size=chunk), expected)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", ["sequence_candidates", "structure_candidates"])
 def test_candidates_on_one_side_only(name):
     inputs, weights = own_set(8, 6) | {name: unit_vectors(13, 6, 3)}, upstream(8, 0.3)
@@ -131,6 +147,7 @@ def test_candidates_on_one_side_only(name):
     assert_same(results(chunked_contrastive_losses, inputs, weights, chunk_size=3), expected)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_one_direction_alone_and_frozen_inputs():
     """What needs no gradient gets none, and the others do not change."""
     everything = own_set(10, 4)
@@ -160,6 +177,7 @@ def test_scale_as_a_number_and_without_a_gradient():
     assert all(losses.requires_grad for losses in chunked_contrastive_losses(**inputs, chunk_size=3))
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_large_scale_is_as_exact_as_the_plain_losses():
     """Scale 100 with partners that agree: logits overflow without a peak, and losses are next to nothing."""
     exact = own_set(60, 8, scale=100.0)
@@ -177,6 +195,7 @@ def test_large_scale_is_as_exact_as_the_plain_losses():
         assert error <= 5 * allowed + 1e-4 * expected[name].abs().max(), name
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("with_candidates", [False, True])
 @pytest.mark.parametrize("dropped", [0.0, 0.4])
 def test_logits_of_ten_thousand(with_candidates, dropped):
@@ -197,6 +216,7 @@ def test_logits_of_ten_thousand(with_candidates, dropped):
             torch.testing.assert_close(value, expected[name], rtol=0.0, atol=1e-10 * largest)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [14.3, 100.0, 1e4])
 @pytest.mark.parametrize("with_candidates", [False, True])
@@ -214,6 +234,7 @@ def test_errors_of_low_precision_are_those_of_the_plain_losses(dtype, scale, wit
     assert_no_worse(tiled, plain, exact, rounding_of_logits(scale))
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_far_apart_rows_do_not_underflow():
     """A row whose logits are all far below those of another has its own peak."""
     sequence = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=torch.float32)
@@ -256,6 +277,7 @@ def test_low_precision_inputs_and_autocast():
         assert_same(results(chunked_contrastive_losses, inputs, weights, chunk_size=16), expected, 1e-4, 1e-4)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("chunk", [2, 10])
 def test_gradcheck(chunk):
     leaves = [tensor.requires_grad_() for tensor in own_set(5, 3, scale=3.0).values()]
@@ -284,6 +306,7 @@ def test_second_derivatives_are_refused():
         gradient.sum().backward()
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_under_gradient_checkpointing(reentrant):
     inputs, weights = own_set(12, 4), upstream(12, 0.3)
@@ -331,6 +354,25 @@ def test_each_tile_is_one_product_for_both_directions():
     with Watch() as backward:
         (losses[0] + losses[1]).sum().backward()
     assert backward.products == 3 * tiles  # the tile again, and the gradients of its two sides
+
+
+def test_kept_similarities_are_not_made_again_and_can_be_used_twice(monkeypatch):
+    monkeypatch.setattr(contrastive, "KEEP_BYTES", 50 * 50 * 8)
+    count, chunk = 50, 8
+    inputs = {name: tensor.requires_grad_() for name, tensor in own_set(count, 4).items()}
+    tiles = math.ceil(count / chunk) ** 2
+    losses = chunked_contrastive_losses(**inputs, chunk_size=chunk)
+    leaves = list(inputs.values())
+    with Watch() as backward:
+        first = torch.autograd.grad(sum(losses).sum(), leaves, retain_graph=True)
+    assert backward.products == 2 * tiles
+    assert all(torch.equal(one, other) for one, other in zip(first, torch.autograd.grad(sum(losses).sum(), leaves)))
+    # One more residue is too many.
+    larger = {name: tensor.requires_grad_() for name, tensor in own_set(count + 1, 4).items()}
+    losses = chunked_contrastive_losses(**larger, chunk_size=chunk)
+    with Watch() as backward:
+        sum(losses).sum().backward()
+    assert backward.products == 3 * tiles
 
 
 @pytest.mark.parametrize("num_dropped", [0, 21, 47, 50])
