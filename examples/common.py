@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import torch
 import yaml
+from closing import ClosingTable, structure_files
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from structure_aligned import (
@@ -15,7 +16,6 @@ from structure_aligned import (
     StructureAlignmentTrainer,
     StructureAlignmentTrainingArguments,
     StructureDatasetBuilder,
-    comparison_table,
     fresh_trunk,
     load_pgnn,
     write_synthetic_folds,
@@ -46,6 +46,7 @@ class DataArguments:
     num_proc: int = field(default=1, metadata={"help": "Processes that read structures."})
     on_error: str = field(default="skip", metadata={"help": "Unreadable files: skip (and report) or raise."})
     max_length: int = field(default=2048, metadata={"help": "Tokens per protein; longer ones are cropped."})
+    closing_contacts: bool = field(default=True, metadata={"help": "Judge contacts before and after the training."})
     num_synthetic: int = field(default=400, metadata={"help": "Synthetic folds to train on without --structures."})
 
 
@@ -110,15 +111,19 @@ def load_model(args: ModelArguments, structure_dim: int) -> tuple[PreTrainedMode
     return AutoModelForStructureAlignment.from_config(config), tokenizer
 
 
-def run(trainer: StructureAlignmentTrainer) -> None:
+def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:
     """Trains, saves, and prints what the training changed on the validation set."""
     args = trainer.args
+    files = structure_files(data_args.structures, data_args.validation_structures, data_args.dataset, args.output_dir)
+    closing = ClosingTable(trainer, files, data_args.closing_contacts)
+    closing.score()
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     after = trainer.evaluate()
+    closing.score()
     trainer.save_model()
     trainer.save_metrics("eval", after)
     if trainer.is_world_process_zero():
-        print("\n" + comparison_table(before, after, trainer.eval_dataset))
+        print("\n" + closing.text(before, after))
         plain = " without structure_aligned" if trainer.model.config.model_type == "esm" else ""
         print(f"\nSaved {args.output_dir}: AutoModel.from_pretrained loads it{plain}.")

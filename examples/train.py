@@ -143,7 +143,7 @@ def main() -> None:
         eval_dataset=data["validation"],
         processing_class=tokenizer,
     )
-    common.run(trainer)
+    common.run(trainer, data_args)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def main() -> None:
         processing_class=tokenizer,
         callbacks=[WriteTrainingChains(train)],
     )
-    common.run(trainer)
+    common.run(trainer, data_args)
     if trainer.is_world_process_zero():
         path = write_training_chains(training_args.output_dir, train)
         print(f"It was trained on the {len(train)} chains of {path}; train.py leaves them and their relatives out.")

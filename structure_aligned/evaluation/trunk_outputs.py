@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from datasets.utils import tqdm
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.esm.modeling_esm import EsmSelfAttention
 
-from ..data.tokenizing import SequenceBatch
+from ..data.tokenizing import SequenceBatch, sequence_batches
 from ..models.amplify import AmplifyBlock, AmplifyModel
 from ..models.modes import evaluating
 from ..models.trunks import trunk_of
@@ -61,6 +63,43 @@ def run_trunk(model: PreTrainedModel, batch: SequenceBatch) -> torch.Tensor:
     run = trunk._encode if isinstance(trunk, AmplifyModel) else trunk
     with evaluating(model), torch.no_grad():
         return run(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+
+
+def stream_hidden_states(
+    model: PreTrainedModel,
+    sequences: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int = 4096,
+    description: str | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """
+    Last hidden state of each sequence's residues, one sequence after the other, so that nobody has to keep them all.
+
+    Args:
+        model ([`PreTrainedModel`]): An ESM2 or AMPLIFY.
+        sequences (`Sequence[str]`): One-letter codes.
+        tokenizer ([`PreTrainedTokenizerBase`]): Of the model.
+        max_tokens (`int`, *optional*, defaults to 4096): Of a batch, padding included; a longer sequence goes alone.
+        description (`str`, *optional*): Of a progress bar; none without.
+
+    Yields:
+        `tuple[int, np.ndarray]`: Index of a sequence, the longest first, and its states `(L, hidden_size)`, float32.
+
+    Raises:
+        ValueError: The model gives NaN or infinity.
+    """
+    with tqdm(total=len(sequences), desc=description, unit="chain", disable=description is None) as progress:
+        for batch in sequence_batches(sequences, tokenizer, max_tokens):
+            states = run_trunk(model, batch.to(model.device)).float().cpu()
+            for index, own, mask in zip(batch.indices, states, batch.residue_mask):
+                own = own[mask].numpy()
+                if not np.isfinite(own).all():
+                    raise ValueError(
+                        f"The model's last hidden state of sequence {index} ({sequences[index][:20]}…) holds NaN or "
+                        "infinity; was its training stopped by diverging? Give another checkpoint or precision."
+                    )
+                yield index, own
+            progress.update(len(batch.indices))
 
 
 def stream_attentions(

@@ -26,6 +26,8 @@ def planted_attention(model, tokenizer, maps: dict[str, np.ndarray], layer: int,
         seen["input_ids"] = args[0] if args else kwargs["input_ids"]
 
     def plant(module, args, output):
+        if output[1] is None:  # no eager attention: nothing reads it
+            return output
         attentions = output[1].clone()
         for row, ids in enumerate(seen["input_ids"]):
             tokens = tokenizer.convert_ids_to_tokens(ids.tolist())

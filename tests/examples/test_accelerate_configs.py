@@ -150,3 +150,21 @@ def test_two_processes_prepare_what_one_does(tmp_path):
         assert ("rank 0 of 2" in done.stderr) == (config == "ddp_cpu")
     assert data["cpu"] == data["ddp_cpu"] and list(data["cpu"]) == ["train", "validation"]
     assert reports["cpu"] == reports["ddp_cpu"] and reports["cpu"]["embedded"] == 24
+
+
+@pytest.mark.slow
+def test_two_processes_close_with_the_table_of_one(tmp_path):
+    """One process judges the proteins; the other waits for it, and the run comes to its end."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    before = {}
+    for config in ("cpu", "ddp_cpu"):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{config}.yaml"]
+        command += ["--main_process_port", "0", ROOT / "examples" / "train.py", "--num_synthetic", 24]
+        command += ["--num_hidden_layers", 2, "--hidden_size", 32, "--num_attention_heads", 4, "--use_cpu"]
+        command += ["--num_train_epochs", 1, "--output_dir", tmp_path / config, "--cache_dir", tmp_path / "cache"]
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = [line.split("|")[1:3] for line in done.stdout.splitlines() if "(n = 8) |" in line]
+        assert [line[0].strip() for line in lines] == ["contacts P@L (n = 8)", "3Di token accuracy (n = 8)"]
+        before[config] = [line[1] for line in lines]
+    assert before["cpu"] == before["ddp_cpu"]

@@ -125,6 +125,8 @@ def test_train_on_a_prepared_dataset_from_a_checkpoint(prepared, tmp_path):
         *("--num_train_epochs", 2, "--use_cpu", "--learning_rate", 1e-3),
     ).stdout
     assert "| token_accuracy |" in output and "| retrieval_at_1 |" in output
+    assert "| 3Di token accuracy (n = 4) |" in output and "4 of 4 validation chains" in output
+    assert "contacts P@L" not in output and "No contacts: a prepared dataset has no coordinates." in output
     aligned = EsmForStructureAlignment.from_pretrained(tmp_path / "out")
     assert aligned.config.structure_alignment["structure_dim"] == 16
     assert aligned.config.structure_alignment["pgnn"] == datasets.load_from_disk(root / "dataset")["train"][0]["pgnn"]
@@ -143,11 +145,12 @@ def test_train_on_a_prepared_dataset_from_a_checkpoint(prepared, tmp_path):
 def test_train_on_files_with_a_config_and_overrides(prepared, tmp_path):
     root, _ = prepared
     (tmp_path / "config.yaml").write_text("num_train_epochs: 5\npgnn_dim: 8\nlearning_rate: 1.0e-3\n")
-    start(
+    output = start(
         "train.py",
         *(tmp_path / "config.yaml", "--structures", root / "train", "--validation_fraction", 0.25, *TINY),
         *("--output_dir", tmp_path / "out", "--cache_dir", tmp_path / "cache", "--num_train_epochs", 1),
-    )
+    ).stdout
+    assert "| contacts P@L (n = 3) |" in output and "fitted anew to 9 training chains" in output
     state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
     assert state["epoch"] == 1.0
     assert EsmForStructureAlignment.from_pretrained(tmp_path / "out").config.structure_alignment["structure_dim"] == 8
@@ -163,6 +166,9 @@ def test_train_an_amplify_with_proteinmpnn(tmp_path):
     names = ("--model_type", "AMPLIFY", "--pgnn", "proteinmpnn", "--pgnn_dim", 16)
     output = start("train.py", *names, *options, *TINY, "--output_dir", tmp_path / "out").stdout
     assert "| token_accuracy |" in output and "AutoModel.from_pretrained loads it." in output
+    # Of an untrained trunk: no attention map tells of contacts, and the table says so.
+    (line,) = [line.split("|") for line in output.splitlines() if line.startswith("| contacts P@L (n = 8) |")]
+    assert line[2].split()[0] == line[6].strip() and "Contacts before: no attention map tells of contacts" in output
     aligned = AutoModelForStructureAlignment.from_pretrained(tmp_path / "out")
     assert type(aligned) is AmplifyForStructureAlignment
     settings = aligned.config.structure_alignment
@@ -180,19 +186,23 @@ def test_train_without_a_validation_split_holds_some_chains_out(prepared, tmp_pa
     root, _ = prepared
     datasets.DatasetDict(train=datasets.load_from_disk(root / "dataset")["train"]).save_to_disk(tmp_path / "dataset")
     options = (*TINY, "--num_train_epochs", 1, "--validation_fraction", 0.25, "--output_dir", tmp_path / "out")
-    output = start("train.py", "--dataset", tmp_path / "dataset", *options).stdout
+    output = start("train.py", "--dataset", tmp_path / "dataset", "--structures", root / "train", *options).stdout
     assert "No validation split: 25% of the chains" in output and "| token_accuracy |" in output
+    # The dataset's coordinates are in the files it was made of.
+    assert "| contacts P@L (n = 3) |" in output
 
 
 def test_best_checkpoint_is_what_is_saved(prepared, tmp_path):
     """A rate that ruins the model: the best epoch is not the last, and its LayerNorms come back too."""
     root, _ = prepared
-    start(
+    output = start(
         "train.py",
         *("--dataset", root / "dataset", *TINY, "--output_dir", tmp_path, "--num_train_epochs", 4),
+        *("--structures", root / "train", "--validation_structures", root / "validation"),
         *("--learning_rate", 0.5, "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", 2),
-        *("--save_total_limit", 10, "--optim", "sgd", "--max_grad_norm", 0),
-    )
+        *("--save_total_limit", 10, "--optim", "sgd", "--max_grad_norm", 0, "--closing_contacts", "false"),
+    ).stdout
+    assert "| 3Di token accuracy (n = 4) |" in output and "ontacts" not in output
     states = {path.parent: json.loads(path.read_text()) for path in tmp_path.glob("checkpoint-*/trainer_state.json")}
     last = max(states, key=lambda path: states[path]["global_step"])
     best = Path(states[last]["best_model_checkpoint"])
