@@ -56,7 +56,8 @@ def export_trunk(
         `Path`: `output`.
 
     Raises:
-        ValueError: `output` is not empty, `dtype` is none of floating point, or models of this type have no layout.
+        ValueError: `output` is not empty, `dtype` is none of floating point, models of this type have no layout, or
+            there is a `base` and no adapters.
     """
     dtype = _dtype_of(dtype)
     source = None if isinstance(model_or_folder, torch.nn.Module) else model_or_folder
@@ -79,6 +80,8 @@ def _load(model_or_folder: Any, base: Any) -> PreTrainedModel:
         from ..training.adapters import merge_adapters  # imports PEFT, which nothing else here needs
 
         return merge_adapters(model_or_folder, base=base)
+    if base is not None:
+        raise ValueError(f"base is {base!r}, but there are no adapters to put on it; leave it out.")
     if is_model:
         return model_or_folder
     return AutoModelForStructureAlignment.from_pretrained(model_or_folder, dtype="auto")

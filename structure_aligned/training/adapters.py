@@ -146,8 +146,8 @@ def load_adapters(
     An alignment model with the adapters and heads of a folder.
 
     Args:
-        base (`PreTrainedModel`, `str` or `os.PathLike`, *optional*): The model that was adapted: loaded, by its name
-            or its folder, or `None` for the name that the adapters' folder has of it.
+        base (`PreTrainedModel`, `str` or `os.PathLike`, *optional*): The model that was adapted: loaded, which then
+            gets the adapters where it is; by its name or folder; or `None` for the name that `folder` has of it.
         folder (`str` or `os.PathLike`): Written by [`AlignmentPeftModel.save_pretrained`] or the Trainer.
         is_trainable (`bool`, *optional*, defaults to `False`): To train on. Otherwise it is put into evaluation mode.
 
@@ -160,10 +160,14 @@ def load_adapters(
         base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
         if not base:
             raise ValueError(f"{folder} does not say what model it adapts; give it as base.")
-    if not isinstance(base, PreTrainedModel):
-        base = AutoModelForStructureAlignment.from_pretrained(
-            base, structure_alignment=record["structure_alignment"], dtype="auto"
-        )
+        try:
+            base = _load_base(base, record)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} adapts {base}, which cannot be loaded here ({str(error).splitlines()[0]}); give it as base."
+            ) from error
+    elif not isinstance(base, torch.nn.Module):
+        base = _load_base(base, record)
     _check_model(base)
     _check_heads(record, base, folder)
     # Here rather than later, as it leaves the base as it is.
@@ -278,6 +282,12 @@ def _check_trunk(record: dict, digest: str | None, folder: str | os.PathLike) ->
             f"The adapters in {folder} were trained on another trunk (digest {expected[:12]}…) than the model's "
             f"({digest[:12]}…); on this one they mean nothing. Give the model that was adapted."
         )
+
+
+def _load_base(name: str | os.PathLike, record: dict) -> PreTrainedModel:
+    return AutoModelForStructureAlignment.from_pretrained(
+        name, structure_alignment=record["structure_alignment"], dtype="auto"
+    )
 
 
 def _read_record(folder: Path) -> dict:

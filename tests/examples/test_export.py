@@ -1,15 +1,25 @@
 """Adapters from the command line: trained, exported, merged; and what train.py refuses."""
 
+import importlib
+
+import pytest
 import torch
 from transformers import AutoTokenizer, EsmForMaskedLM
 
 from structure_aligned import EsmForStructureAlignment
 from structure_aligned.training.adapters import load_adapters
 from tests import tiny
-from tests.examples.test_examples import start
+from tests.examples.test_examples import ROOT, start
 
 
-def test_train_with_adapters_and_export(tmp_path):
+@pytest.fixture
+def script(monkeypatch):
+    """`script(name)`: the module of an example, in this process."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module
+
+
+def test_train_with_adapters_and_export(tmp_path, script, capsys):
     tiny.esm_model().save_pretrained(tmp_path / "base")
     tiny.FAMILIES["esm"].tokenizer().save_pretrained(tmp_path / "base")
     printed = start(
@@ -22,8 +32,10 @@ def test_train_with_adapters_and_export(tmp_path):
     adapted = load_adapters(None, tmp_path / "lora")
     assert adapted.peft_config["default"].r == 2
     assert not (tmp_path / "lora" / "model.safetensors").exists()
-    start("export.py", "--model", tmp_path / "lora", "--output", tmp_path / "plain")
-    start("export.py", "--model", tmp_path / "lora", "--output", tmp_path / "merged", "--with_heads")
+    export = script("export").main
+    export(["--model", str(tmp_path / "lora"), "--output", str(tmp_path / "plain")])
+    export(["--model", str(tmp_path / "lora"), "--output", str(tmp_path / "merged"), "--with_heads"])
+    assert capsys.readouterr().out.count("Saved ") == 2
     tokens = AutoTokenizer.from_pretrained(tmp_path / "plain")("MKTAYIAKQR", return_tensors="pt")
     expected = adapted(**tokens)
     plain, info = EsmForMaskedLM.from_pretrained(tmp_path / "plain", output_loading_info=True)
@@ -31,10 +43,17 @@ def test_train_with_adapters_and_export(tmp_path):
     torch.testing.assert_close(plain.eval()(**tokens).logits, expected.logits, rtol=1e-5, atol=1e-5)
     merged = EsmForStructureAlignment.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(merged(**tokens).structure_logits, expected.structure_logits, rtol=1e-5, atol=1e-5)
-    refused = start("export.py", "--model", tmp_path / "lora", "--output", tmp_path / "plain", check=False)
-    assert refused.returncode != 0 and "is not empty" in refused.stderr
+    with pytest.raises(ValueError, match="is not empty"):
+        export(["--model", str(tmp_path / "lora"), "--output", str(tmp_path / "plain")])
 
 
-def test_options_without_what_they_need_are_refused():
-    refused = start("train.py", "--use_lora", "--use_cpu", check=False)
-    assert "--use_lora came without a --model_name_or_path" in refused.stderr
+def test_options_without_what_they_need_are_refused(script, capsys):
+    parse = script("train").parse_arguments
+    with pytest.raises(ValueError, match="--use_lora came without a --model_name_or_path"):
+        parse(["--use_lora", "--use_cpu"])
+    with pytest.raises(ValueError, match="--load_in_4bit came without --use_lora"):
+        parse(["--load_in_4bit", "--use_cpu"])
+    for options, message in ((["--base", "x"], "--base is for adapters"), (["--with_heads"], "merges adapters")):
+        with pytest.raises(SystemExit):
+            script("export").parse_arguments(["--model", "none", "--output", "y", *options])
+        assert message in capsys.readouterr().err

@@ -228,4 +228,6 @@ def test_what_has_no_plain_layout_is_refused(tmp_path):
     for dtype in ("int8", "half a float", torch.int64):
         with pytest.raises(ValueError, match="expected one of floating point"):
             export_trunk(tiny.esm_model(), tmp_path / "exported", dtype=dtype)
+    with pytest.raises(ValueError, match="no adapters to put on it"):
+        export_trunk(tiny.esm_model(), tmp_path / "exported", base="facebook/esm2_t6_8M_UR50D")
     assert not list(tmp_path.iterdir())

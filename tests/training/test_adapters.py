@@ -221,6 +221,10 @@ def test_from_a_plain_trunk_by_the_name_in_the_folder(tmp_path):
             parameter.add_(parameter.requires_grad * 0.1)
     model.eval().save_pretrained(tmp_path / "adapters")
     assert_same_outputs(load_adapters(None, tmp_path / "adapters")(**inputs("esm")), model(**inputs("esm")))
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"adapts .*base, which cannot be loaded here .*; give it as base"):
+        load_adapters(None, tmp_path / "adapters")
+    (tmp_path / "moved").rename(tmp_path / "base")
     rounded = AutoModelForStructureAlignment.from_pretrained(
         tmp_path / "base", structure_alignment={"structure_dim": 24}, dtype=torch.bfloat16
     )
