@@ -101,10 +101,15 @@ def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path)
     return builder.as_dataset()
 
 
-def load_model(args: ModelArguments, structure_dim: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    args: ModelArguments, structure_dim: int, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer; further options are for `from_pretrained`."""
     heads: dict[str, Any] = {"structure_dim": structure_dim}
     if args.model_name_or_path is not None:
-        model = AutoModelForStructureAlignment.from_pretrained(args.model_name_or_path, structure_alignment=heads)
+        model = AutoModelForStructureAlignment.from_pretrained(
+            args.model_name_or_path, structure_alignment=heads, **options
+        )
         return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
     sizes = (args.num_hidden_layers, args.hidden_size, args.num_attention_heads)
     config, tokenizer = fresh_trunk(args.model_type, *sizes, structure_alignment=heads)
@@ -126,4 +131,7 @@ def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:
     if trainer.is_world_process_zero():
         print("\n" + closing.text(before, after))
         plain = " without structure_aligned" if trainer.model.config.model_type == "esm" else ""
-        print(f"\nSaved {args.output_dir}: AutoModel.from_pretrained loads it{plain}.")
+        if hasattr(trainer.model, "peft_config"):
+            print(f"\nSaved {args.output_dir}: adapters and heads. Merge them with examples/export.py.")
+        else:
+            print(f"\nSaved {args.output_dir}: AutoModel.from_pretrained loads it{plain}.")

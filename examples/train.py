@@ -7,6 +7,8 @@ Align a protein language model with structures.
         --model_name_or_path facebook/esm2_t6_8M_UR50D --output_dir outputs/saesm2_8m
     accelerate launch examples/train.py --dataset datasets/pdb_splits --reference_model outputs/reference \
         --model_name_or_path facebook/esm2_t12_35M_UR50D               # with residue selection, see train_reference.py
+    accelerate launch examples/train.py --dataset datasets/pdb_splits --use_lora \
+        --model_name_or_path facebook/esm2_t33_650M_UR50D              # adapters and heads alone, see export.py
     accelerate launch examples/train.py config.yaml --learning_rate 5e-4     # options from a file, some overridden
 
 The options are those of `StructureAlignmentTrainingArguments` and of the classes here and in common.py.
@@ -18,8 +20,7 @@ from pathlib import Path
 
 import common
 import datasets
-from common import ModelArguments
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
@@ -32,9 +33,20 @@ from structure_aligned import (
     read_clusters,
 )
 from structure_aligned.data.seen import RECORD_NAME, training_chains_of
+from structure_aligned.training.adapters import add_lora, four_bit_config
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
+
+
+@dataclass
+class ModelArguments(common.ModelArguments):
+    use_lora: bool = field(default=False, metadata={"help": "Train low-rank adapters and the heads, and no trunk."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: float | None = field(default=None, metadata={"help": "Scaled by alpha / rank; by default 2 rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapters' inputs."})
+    lora_target: str = field(default="attention", metadata={"help": "Layers adapted: attention or attention+ffn."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Frozen trunk in 4 bits (needs bitsandbytes)."})
 
 
 @dataclass
@@ -55,6 +67,13 @@ class DataArguments(common.DataArguments):
 def parse_arguments(argv: list[str]) -> tuple:
     classes = (ModelArguments, DataArguments, StructureAlignmentTrainingArguments)
     model_args, data_args, training_args = common.parse_arguments(argv, classes, "outputs/aligned", QUICKSTART)
+    if model_args.load_in_4bit and not model_args.use_lora:
+        raise ValueError("--load_in_4bit came without --use_lora; a trunk in 4 bits can only be adapted.")
+    if model_args.use_lora and model_args.model_name_or_path is None:
+        raise ValueError(
+            "--use_lora came without a --model_name_or_path; adapters are saved without their trunk, and of a fresh "
+            "one nothing would be left."
+        )
     if data_args.reference_model is None:
         for option, asked in (
             ("--reference_clusters", data_args.reference_clusters is not None),
@@ -75,6 +94,15 @@ def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path,
         halves = data["train"].train_test_split(args.validation_fraction, seed=seed)
         data = datasets.DatasetDict(train=halves["train"], validation=halves["test"])
     return data
+
+
+def load_model(args: ModelArguments, structure_dim: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not args.use_lora:
+        return common.load_model(args, structure_dim)
+    options = {"quantization_config": four_bit_config()} if args.load_in_4bit else {}
+    model, tokenizer = common.load_model(args, structure_dim, **options)
+    model = add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_target)
+    return model, tokenizer
 
 
 def load_reference(folder: str, allow_seen: bool) -> PreTrainedModel:
@@ -120,7 +148,7 @@ def main() -> None:
         if reference is not None and not allow_seen:
             data = without_seen(data, reference, data_args.reference_clusters, training_args.process_index == 0)
     # Before the reference's losses, so that runs with and without them start from the same fresh weights.
-    model, tokenizer = common.load_model(model_args, embedding_dim(data["train"]))
+    model, tokenizer = load_model(model_args, embedding_dim(data["train"]))
     # With everything kept there is nothing to rank, and "auto" asks for no losses.
     wanted = {"precomputed": True, "auto": training_args.selection_ratio != 1.0}
     if reference is not None and wanted.get(training_args.reference_mode):

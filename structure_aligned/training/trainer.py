@@ -46,7 +46,7 @@ class StructureAlignmentTrainer(Trainer):
 
     Args:
         model ([`EsmForStructureAlignment`] or another alignment class): Heads that were aligned with another pGNN
-            than the datasets' are refused.
+            than the datasets' are refused. May have adapters: see [`add_lora`].
         args ([`StructureAlignmentTrainingArguments`]): The options.
         data_collator ([`DataCollatorForStructureAlignment`]): Makes the batches; evaluation uses a copy with fixed
             masks.

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
+from structure_aligned.training.adapters import add_lora
 from structure_aligned.training.arguments import StructureAlignmentTrainingArguments
 from structure_aligned.training.trainer import StructureAlignmentTrainer
 from tests import tiny
@@ -50,11 +51,13 @@ def run(
     without_structure=(),
     reference=False,
     broken_row=None,
+    lora=None,
     **options,
 ):
     torch.set_num_threads(1)
     model = tiny.FAMILIES[family].model()
     model = model.double() if double else model
+    model = model if lora is None else add_lora(model, **lora)
     dataset = tiny.dataset(rows)
     if reference:
         # Any numbers will do: what is tested is that all processes rank by the same.

@@ -1,0 +1,1 @@
+"""What leaves the house: checkpoints in the plain layouts of their families."""
