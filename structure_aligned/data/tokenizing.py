@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,47 @@ def tokenize_residues(
             f"The sequence begins with {sequence[:20]!r}."
         )
     return input_ids, is_residue
+
+
+class ResidueEncoder:
+    """
+    [`tokenize_residues`] by a table of letters: a hundred times as fast, which a small model on a GPU needs.
+
+    The table is read off the tokenizer itself. Sequences with letters that have no token of their own, and tokenizers
+    that do not go letter by letter, take the slow way.
+
+    Args:
+        tokenizer ([`PreTrainedTokenizerBase`]): Of the protein language model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._table: np.ndarray | None = None
+        vocabulary = tokenizer.get_vocab()
+        letters = [letter for letter in string.ascii_uppercase if letter in vocabulary]
+        # Each letter twice, and then backwards: what depends on neighbours would show.
+        probe = "".join(letter * 2 for letter in letters) + "".join(reversed(letters))
+        try:
+            ids, is_residue = tokenize_residues(tokenizer, probe)
+        except ValueError:
+            return
+        places = np.flatnonzero(is_residue)
+        expected = [vocabulary[letter] for letter in probe]
+        if not letters or places[-1] - places[0] + 1 != len(places) or ids[places].tolist() != expected:
+            return
+        self._prefix, self._suffix = ids[: places[0]], ids[places[-1] + 1 :]
+        self._table = np.full(256, -1, dtype=np.int64)
+        self._table[np.frombuffer("".join(letters).encode(), dtype=np.uint8)] = [vocabulary[one] for one in letters]
+
+    def encode(self, sequence: str, name: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As [`tokenize_residues`]."""
+        if self._table is not None and sequence.isascii():
+            ids = self._table[np.frombuffer(sequence.encode(), dtype=np.uint8)]
+            if (ids >= 0).all():
+                is_residue = np.zeros(len(self._prefix) + len(ids) + len(self._suffix), dtype=bool)
+                is_residue[len(self._prefix) : len(self._prefix) + len(ids)] = True
+                return np.concatenate([self._prefix, ids, self._suffix]), is_residue
+        return tokenize_residues(self.tokenizer, sequence, name)
 
 
 @dataclass
@@ -83,17 +125,17 @@ def sequence_batches(
         raise ValueError(f"max_tokens is {max_tokens}; expected at least 1.")
     special = tokenizer.num_special_tokens_to_add()
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
-    start = 0
+    encoder, start = ResidueEncoder(tokenizer), 0
     while start < len(order):
         count = max(1, max_tokens // (len(sequences[order[start]]) + special))
-        yield _pad(order[start : start + count], sequences, tokenizer)
+        yield _pad(order[start : start + count], sequences, encoder)
         start += count
 
 
-def _pad(indices: list[int], sequences: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> SequenceBatch:
-    encoded = [tokenize_residues(tokenizer, sequences[index], f"Sequence {index}") for index in indices]
+def _pad(indices: list[int], sequences: Sequence[str], encoder: ResidueEncoder) -> SequenceBatch:
+    encoded = [encoder.encode(sequences[index], f"Sequence {index}") for index in indices]
     shape = (len(encoded), max(len(ids) for ids, _ in encoded))
-    input_ids = torch.full(shape, tokenizer.pad_token_id, dtype=torch.long)
+    input_ids = torch.full(shape, encoder.tokenizer.pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     residue_mask = torch.zeros(shape, dtype=torch.bool)
     for row, (ids, is_residue) in enumerate(encoded):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from structure_aligned.data.tokenizing import sequence_batches, tokenize_residues
+from structure_aligned.data.tokenizing import ResidueEncoder, sequence_batches, tokenize_residues
 from tests import tiny
 
 
@@ -42,3 +42,26 @@ def test_what_is_wrong_is_said(tokenizer):
         list(sequence_batches(["MK"], tokenizer, max_tokens=0))
     with pytest.raises(ValueError, match="1abc_A has 3 residues"):
         tokenize_residues(tokenizer, "M V", "1abc_A")
+
+
+def test_the_table_equals_the_tokenizer(tokenizer):
+    encoder = ResidueEncoder(tokenizer)
+    assert encoder._table is not None
+    rng = np.random.default_rng(0)
+    letters = list(tiny.AMINO_ACIDS + "XBUZO")
+    for sequence in ["".join(rng.choice(letters, length)) for length in (1, 2, 50)] + ["XX", "M", "MJK", "ACB"]:
+        for found, expected in zip(encoder.encode(sequence), tokenize_residues(tokenizer, sequence)):
+            np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="chain has 3 residues"):
+        encoder.encode("M V", "chain")
+
+
+def test_tokenizers_that_merge_letters_get_no_table(tokenizer):
+    class Merging(type(tokenizer)):
+        def __call__(self, sequence, **options):
+            return super().__call__(sequence.replace("AA", "<mask>"), **options)
+
+    merging = Merging.__new__(Merging)
+    merging.__dict__ = tokenizer.__dict__
+    assert ResidueEncoder(merging)._table is None
+    assert ResidueEncoder(merging).encode("MKV")[1].sum() == 3
