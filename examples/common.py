@@ -18,8 +18,11 @@ from structure_aligned import (
     comparison_table,
     fresh_trunk,
     load_pgnn,
+    majority_accuracy,
     write_synthetic_folds,
 )
+from structure_aligned.hub.cards import ModelCardCallback
+from structure_aligned.hub.results import BEFORE_FILE, EVAL_FILE, MAJORITY
 
 
 @dataclass
@@ -111,13 +114,17 @@ def load_model(args: ModelArguments, structure_dim: int) -> tuple[PreTrainedMode
 
 
 def run(trainer: StructureAlignmentTrainer) -> None:
-    """Trains, saves, and prints what the training changed on the validation set."""
+    """Trains, saves with a model card, and prints what the training changed on the validation set."""
     args = trainer.args
+    card = ModelCardCallback(trainer)
+    trainer.add_callback(card)
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     after = trainer.evaluate()
     trainer.save_model()
-    trainer.save_metrics("eval", after)
+    trainer.save_metrics(BEFORE_FILE.removesuffix("_results.json"), before, combined=False)
+    trainer.save_metrics("eval", after | {MAJORITY: majority_accuracy(trainer.eval_dataset)})
+    card.write([EVAL_FILE, BEFORE_FILE])
     if trainer.is_world_process_zero():
         print("\n" + comparison_table(before, after, trainer.eval_dataset))
         plain = " without structure_aligned" if trainer.model.config.model_type == "esm" else ""
