@@ -18,8 +18,11 @@ from structure_aligned import (
     StructureDatasetBuilder,
     fresh_trunk,
     load_pgnn,
+    majority_accuracy,
     write_synthetic_folds,
 )
+from structure_aligned.hub.cards import ModelCardCallback
+from structure_aligned.hub.results import BEFORE_FILE, EVAL_FILE, MAJORITY
 
 
 @dataclass
@@ -117,8 +120,10 @@ def load_model(
 
 
 def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:
-    """Trains, saves, and prints what the training changed on the validation set."""
+    """Trains, saves with a model card, and prints what the training changed on the validation set."""
     args = trainer.args
+    card = ModelCardCallback(trainer)
+    trainer.add_callback(card)
     files = structure_files(data_args.structures, data_args.validation_structures, data_args.dataset, args.output_dir)
     closing = ClosingTable(trainer, files, data_args.closing_contacts)
     closing.score()
@@ -127,7 +132,9 @@ def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:
     after = trainer.evaluate()
     closing.score()
     trainer.save_model()
-    trainer.save_metrics("eval", after)
+    trainer.save_metrics(BEFORE_FILE.removesuffix("_results.json"), before, combined=False)
+    trainer.save_metrics("eval", after | {MAJORITY: majority_accuracy(trainer.eval_dataset)})
+    card.write([EVAL_FILE, BEFORE_FILE])
     if trainer.is_world_process_zero():
         print("\n" + closing.text(before, after))
         plain = " without structure_aligned" if trainer.model.config.model_type == "esm" else ""

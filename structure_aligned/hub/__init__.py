@@ -1,1 +1,1 @@
-"""What leaves the house: checkpoints in the plain layouts of their families."""
+"""From a trained model to what others use: plain checkpoints, model cards, the hub."""
