@@ -120,9 +120,9 @@ def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     after = trainer.evaluate()
-    closing.score()
     trainer.save_model()
     trainer.save_metrics("eval", after)
+    closing.score()
     if trainer.is_world_process_zero():
         print("\n" + closing.text(before, after))
         plain = " without structure_aligned" if trainer.model.config.model_type == "esm" else ""
