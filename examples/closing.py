@@ -14,6 +14,7 @@ from structure_aligned.evaluation.before_after import (
     draw_rows,
     score_proteins,
 )
+from structure_aligned.evaluation.contact_heads import labelled_pairs
 
 
 MAX_CHAINS = 40
@@ -76,6 +77,11 @@ class ClosingTable:
             return
         if len(chains) < len(self.rows) or len(fit_chains) < len(fit_rows):
             self.notes.append(f"Contacts: of {missing} chains, those that were found in the structure files.")
+        try:
+            labelled_pairs(affordable_chains(self.trainer.model, fit_chains))
+        except ValueError as error:  # said, but no reason not to train
+            self.notes.append(f"No contacts: {error}")
+            return
         self.chains, self.fit_chains = chains, fit_chains
 
     def score(self) -> None:

@@ -130,11 +130,11 @@ def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     after = trainer.evaluate()
-    closing.score()
     trainer.save_model()
     trainer.save_metrics(BEFORE_FILE.removesuffix("_results.json"), before, combined=False)
     trainer.save_metrics("eval", after | {MAJORITY: majority_accuracy(trainer.eval_dataset)})
     card.write([EVAL_FILE, BEFORE_FILE])
+    closing.score()
     if trainer.is_world_process_zero():
         print("\n" + closing.text(before, after))
         plain = " without structure_aligned" if trainer.model.config.model_type == "esm" else ""

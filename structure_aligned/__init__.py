@@ -74,6 +74,22 @@ _PUBLIC = {
         "mean_and_sd_over_seeds",
         "paired_test",
     ],
+    "data.finding": ["find_chains"],
+    "data.ranks": ["launched_ranks"],
+    "data.sharding": ["PreparedDataset", "prepare_dataset"],
+    "evaluation.before_after": ["compare_scores", "score_proteins"],
+    "evaluation.embedding_plot": ["plot_embedding"],
+    "evaluation.probes": ["evaluate_labelled_sequences", "evaluate_probes"],
+    "evaluation.residue_labels": ["LabelledSequence", "fold_class", "read_residue_labels"],
+    "evaluation.separability": ["neighbour_purity", "silhouettes"],
+    "evaluation.tokens": ["evaluate_structure_tokens"],
+    "hub.export": ["export_trunk"],
+    "hub.cards": ["ModelCardCallback", "write_model_card"],
+    "hub.push": ["push_to_hub"],
+    "inference.embeddings": ["embed_sequences"],
+    "inference.structure_tokens": ["predict_structure_tokens"],
+    "training.adapters": ["add_lora", "load_adapters", "merge_adapters"],
+    "structure.fetch": ["fetch_structures"],
     "training.arguments": ["StructureAlignmentTrainingArguments"],
     "training.inspection": ["SelectionRecord", "selection_frequency", "selection_summary", "selection_table"],
     "training.selection_plot": ["plot_selection"],
@@ -102,14 +118,18 @@ if TYPE_CHECKING:
     from .data.builder import StructureDatasetBuilder, dataset_pgnn, embedding_dim
     from .data.collator import DataCollatorForStructureAlignment
     from .data.features import decode_embedding
+    from .data.finding import find_chains
     from .data.quality import QualityThresholds, mask_low_confidence, mean_b_factors
+    from .data.ranks import launched_ranks
     from .data.reference import attach_reference_losses
     from .data.relatives import assert_disjoint, leave_out_related, read_clusters
     from .data.seen import leave_out_seen, sequence_digest, write_training_chains
+    from .data.sharding import PreparedDataset, prepare_dataset
     from .data.split_summary import SplitSummary
     from .data.splits import split_chains
     from .data.tokenizing import sequence_batches, tokenize_residues
     from .evaluation.assays import Assay, FitnessMetrics, evaluate_fitness, fitness_metrics, read_assay
+    from .evaluation.before_after import compare_scores, score_proteins
     from .evaluation.contact_heads import ContactRegression
     from .evaluation.contact_prediction import (
         checkpoint_contact_head,
@@ -118,10 +138,14 @@ if TYPE_CHECKING:
         predict_contacts,
     )
     from .evaluation.contacts import contact_map, contact_precision, contact_summary
+    from .evaluation.embedding_plot import plot_embedding
     from .evaluation.fitness import score_mutations
     from .evaluation.mutants import parse_mutants
     from .evaluation.pair_head import PairHead
     from .evaluation.perplexity import PseudoPerplexity, pseudo_perplexity
+    from .evaluation.probes import evaluate_labelled_sequences, evaluate_probes
+    from .evaluation.residue_labels import LabelledSequence, fold_class, read_residue_labels
+    from .evaluation.separability import neighbour_purity, silhouettes
     from .evaluation.statistics import (
         Comparison,
         bootstrap_mean,
@@ -131,6 +155,12 @@ if TYPE_CHECKING:
         mean_and_sd_over_seeds,
         paired_test,
     )
+    from .evaluation.tokens import evaluate_structure_tokens
+    from .hub.cards import ModelCardCallback, write_model_card
+    from .hub.export import export_trunk
+    from .hub.push import push_to_hub
+    from .inference.embeddings import embed_sequences
+    from .inference.structure_tokens import predict_structure_tokens
     from .models.alignment import (
         AmplifyForStructureAlignment,
         AutoModelForStructureAlignment,
@@ -151,11 +181,13 @@ if TYPE_CHECKING:
     from .objectives.negatives import residue_losses_among
     from .objectives.selection import select_residues
     from .structure.chain import ProteinChain
+    from .structure.fetch import fetch_structures
     from .structure.graph import residue_graph
     from .structure.io import read_chains, write_mmcif
     from .structure.secondary import assign_secondary_structure
     from .structure.synthetic import synthetic_chain, synthetic_chains, write_synthetic_folds
     from .structure.tokens import STRUCTURE_ALPHABET_3DI, encode_3di, structure_tokens_to_string
+    from .training.adapters import add_lora, load_adapters, merge_adapters
     from .training.arguments import StructureAlignmentTrainingArguments
     from .training.inspection import SelectionRecord, selection_frequency, selection_summary, selection_table
     from .training.report import comparison_table, majority_accuracy

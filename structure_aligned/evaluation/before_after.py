@@ -116,14 +116,22 @@ def affordable_chains(model: PreTrainedModel, chains: Sequence[ProteinChain]) ->
 
 
 def compare_scores(before: ProteinScores, after: ProteinScores) -> list[ProteinMetric]:
-    """Lines of a table: contacts (where there are some) and tokens, each with 95 % intervals and a paired test."""
+    """
+    Lines of a table: contacts and tokens, each with 95 % intervals and a paired test. A metric that no protein has is
+    left out.
+    """
     metrics = []
-    if before.contacts:
+    if _any_value(before.contacts, "all_P@L"):
         base = [row["all_contacts"] / row["all_pairs"] for row in after.contacts if row["all_pairs"]]
         metrics.append(_metric(CONTACT_METRIC, before.contacts, after.contacts, "all_P@L", base))
-    majority = [row["token_accuracy_majority"] for row in after.tokens]
-    metrics.append(_metric(TOKEN_METRIC, before.tokens, after.tokens, "token_accuracy", majority))
+    if _any_value(before.tokens, "token_accuracy"):
+        majority = [row["token_accuracy_majority"] for row in after.tokens]
+        metrics.append(_metric(TOKEN_METRIC, before.tokens, after.tokens, "token_accuracy", majority))
     return metrics
+
+
+def _any_value(rows: list[dict[str, Any]], column: str) -> bool:
+    return any(not np.isnan(row[column]) for row in rows)
 
 
 def _metric(

@@ -42,6 +42,13 @@ def test_contacts_need_structures(folds):
     assert tokens.comparison.p == 1 and tokens.comparison.difference == 0
 
 
+def test_a_metric_that_no_protein_has_is_left_out():
+    rows = [{"token_accuracy": float("nan"), "token_accuracy_majority": float("nan")}]
+    short = [{"all_P@L": float("nan"), "all_contacts": 0, "all_pairs": 0}]
+    scores = before_after.ProteinScores(rows, short)
+    assert compare_scores(scores, scores) == []
+
+
 def test_what_the_regression_can_be_fitted_on(monkeypatch, folds):
     model = tiny.esm_model()  # 8 heads
     costs = [8 * (len(chain) - 6) * (len(chain) - 5) // 2 for chain in folds]

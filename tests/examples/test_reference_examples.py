@@ -210,7 +210,7 @@ def test_runs_with_and_without_a_reference_start_from_the_same_weights(reference
     started = []
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr(
-        importlib.import_module("common"), "run", lambda trainer: started.append(trainer.model.state_dict())
+        importlib.import_module("common"), "run", lambda trainer, _: started.append(trainer.model.state_dict())
     )
     common = ("--dataset", root / "dataset", *ONE_EPOCH, "--output_dir", tmp_path / "out")
     with_reference = (*common, "--reference_model", root / "reference", "--cache_dir", tmp_path / "losses")
