@@ -88,7 +88,7 @@ _PUBLIC = {
     "hub.push": ["push_to_hub"],
     "inference.embeddings": ["embed_sequences"],
     "inference.structure_tokens": ["predict_structure_tokens"],
-    "training.adapters": ["add_lora", "load_adapters", "merge_adapters"],
+    "training.adapters": ["AlignmentPeftModel", "add_lora", "four_bit_config", "load_adapters", "merge_adapters"],
     "structure.fetch": ["fetch_structures"],
     "training.arguments": ["StructureAlignmentTrainingArguments"],
     "training.inspection": ["SelectionRecord", "selection_frequency", "selection_summary", "selection_table"],
@@ -187,7 +187,7 @@ if TYPE_CHECKING:
     from .structure.secondary import assign_secondary_structure
     from .structure.synthetic import synthetic_chain, synthetic_chains, write_synthetic_folds
     from .structure.tokens import STRUCTURE_ALPHABET_3DI, encode_3di, structure_tokens_to_string
-    from .training.adapters import add_lora, load_adapters, merge_adapters
+    from .training.adapters import AlignmentPeftModel, add_lora, four_bit_config, load_adapters, merge_adapters
     from .training.arguments import StructureAlignmentTrainingArguments
     from .training.inspection import SelectionRecord, selection_frequency, selection_summary, selection_table
     from .training.report import comparison_table, majority_accuracy
