@@ -132,6 +132,8 @@ def embed_fasta(
     plan = EmbeddingPlan(Path(output), {"model": identity, "options": options})
     before = plan.check()
     finished = set() if before is None else {path for path in plan.files(before) if path.exists()}
+    if rank != 0 and before is not None and len(finished) == len(before["files"]):
+        return None  # and leave no sign of life in a folder that rank 0 may have tidied already
     ranks = Ranks(plan.work / "ranks", rank, world_size, timeout, poll)
     ranks.count(now=True)
     if rank == 0:
