@@ -19,7 +19,7 @@ from ..evaluation.masked_lm import check_budget
 from ..models.trunks import tokenizer_of, trunk_digest, trunk_of
 from .embedding_files import FORMATS, EmbeddingShard, write_shard
 from .embedding_plan import DUPLICATES, EmbeddingPlan
-from .embeddings import POOLINGS, iterate_embeddings
+from .embeddings import POOLINGS, iterate_embeddings, layer_module
 
 
 logger = logging.get_logger(__name__)
@@ -113,6 +113,7 @@ def embed_fasta(
         if value not in known:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
     check_budget(max_residues, max_tokens)
+    layer_module(model, layer)
     shard_residues = SHARD_RESIDUES[pooling] if shard_residues is None else shard_residues
     if shard_residues < 1:
         raise ValueError(f"shard_residues is {shard_residues}; expected at least 1.")

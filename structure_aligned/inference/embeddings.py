@@ -109,7 +109,7 @@ def iterate_embeddings(
         raise ValueError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}.")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
-    source = _layer_module(model, layer)
+    source = layer_module(model, layer)
     tokenizer = tokenizer_of(model.config) if tokenizer is None else tokenizer
     assembly, sums = Assembly(), _Sums()
     for windows, batch in window_batches(sequences, tokenizer, max_residues, max_tokens):
@@ -147,7 +147,7 @@ class _Sums:
         return total / window.length
 
 
-def _layer_module(model: nn.Module, layer: int) -> nn.Module | None:
+def layer_module(model: nn.Module, layer: int) -> nn.Module | None:
     """The part of the trunk whose output is wanted; `None` for the last hidden state."""
     trunk = trunk_of(model)
     count = trunk.config.num_hidden_layers
