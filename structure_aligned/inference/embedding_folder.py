@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ..evaluation.masked_lm import check_budget
 from ..models.trunks import tokenizer_of, trunk_digest, trunk_of
 from .embedding_files import FORMATS, EmbeddingShard, write_shard
 from .embedding_plan import DUPLICATES, EmbeddingPlan
-from .embeddings import POOLINGS, iterate_embeddings
+from .embeddings import POOLINGS, iterate_embeddings, layer_module
 
 
 logger = logging.get_logger(__name__)
@@ -75,7 +76,7 @@ def embed_fasta(
 
     The sequences are dealt out to files by their order and length alone, and only sequences of one file share
     batches: the same files come out of any number of processes, killed and started again or not. (On another device
-    or number of threads the same numbers, up to rounding.) [`read_embeddings`] reads them. A process holds one file's
+    or number of threads the same numbers, up to rounding.) [`read_embeddings`] reads them. A process holds two files'
     embeddings; rank 0 also eight bytes for each sequence, by which it finds ids that come twice.
 
     Args:
@@ -89,7 +90,7 @@ def embed_fasta(
         duplicates (`str`, *optional*, defaults to `"error"`): Of ids that come again; `"number"` makes them `ID/2`,
             `ID/3` and so on.
         shard_residues (`int`, *optional*): Of a file, unless a single protein has more; 50,000, or 200,000 where only
-            means are written. What is lost by a kill, and what a process holds.
+            means are written. A kill loses what of two files was not written yet.
         rank, world_size (`int`, *optional*, defaults to 0 and 1): Which process this is, of how many.
         timeout (`float`, *optional*, defaults to 1800): Seconds to wait for other ranks that show no progress.
         poll (`float`, *optional*, defaults to 1): Seconds between two looks at what others have finished.
@@ -112,6 +113,7 @@ def embed_fasta(
         if value not in known:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
     check_budget(max_residues, max_tokens)
+    layer_module(model, layer)
     shard_residues = SHARD_RESIDUES[pooling] if shard_residues is None else shard_residues
     if shard_residues < 1:
         raise ValueError(f"shard_residues is {shard_residues}; expected at least 1.")
@@ -131,6 +133,8 @@ def embed_fasta(
     plan = EmbeddingPlan(Path(output), {"model": identity, "options": options})
     before = plan.check()
     finished = set() if before is None else {path for path in plan.files(before) if path.exists()}
+    if rank != 0 and before is not None and len(finished) == len(before["files"]):
+        return None  # and leave no sign of life in a folder that rank 0 may have tidied already
     ranks = Ranks(plan.work / "ranks", rank, world_size, timeout, poll)
     ranks.count(now=True)
     if rank == 0:
@@ -145,7 +149,10 @@ def embed_fasta(
         manifest = plan.check()
     files = plan.files(manifest)
     own = sum(manifest["files"][number]["residues"] for number, _ in ranks.mine(files))
-    with tqdm(total=own, desc="Embedding", unit="residue", unit_scale=True, disable=not progress or rank != 0) as bar:
+    bar = tqdm(total=own, desc="Embedding", unit="residue", unit_scale=True, disable=not progress or rank != 0)
+    # One file is written while the next one's embeddings are computed.
+    with bar, ThreadPoolExecutor(1) as writer:
+        writing: Future | None = None
         for number, path in ranks.mine(files):
             if not ranks.wait([plan.marker], "plans", path.exists):
                 continue  # somebody else had it made meanwhile
@@ -157,7 +164,11 @@ def embed_fasta(
                 shard.put(index, starts[index], found)
                 bar.update(lengths[index])
                 ranks.count()
-            write_shard(path, shard)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(write_shard, path, shard)
+        if writing is not None:
+            writing.result()
     if rank != 0:
         return None
     ranks.wait(files, "embedding files")

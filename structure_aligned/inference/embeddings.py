@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -80,6 +80,9 @@ def embed_sequences(
     options = {"pooling": pooling, "layer": layer, "max_residues": max_residues, "max_tokens": max_tokens}
     with tqdm(total=len(cleaned), desc="Embedding", unit="protein", disable=not progress) as bar:
         for index, embedding in iterate_embeddings(model, cleaned, tokenizer, dtype=dtype, **options):
+            if embedding.residues is not None and embedding.residues.base is not None:
+                # Else whoever keeps one protein would keep its whole batch.
+                embedding = replace(embedding, residues=embedding.residues.copy())
             found[index] = embedding
             bar.update()
     if pooling == "both":
@@ -99,13 +102,14 @@ def iterate_embeddings(
     dtype: str = "float32",
 ) -> Iterator[tuple[int, SequenceEmbedding]]:
     """
-    As [`embed_sequences`], of clean sequences, as they come: the longest first, with their places in the list.
+    As [`embed_sequences`], of clean sequences, as they come: the longest first, with their places in the list. Arrays
+    may be views of a whole batch.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}.")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
-    source = _layer_module(model, layer)
+    source = layer_module(model, layer)
     tokenizer = tokenizer_of(model.config) if tokenizer is None else tokenizer
     assembly, sums = Assembly(), _Sums()
     for windows, batch in window_batches(sequences, tokenizer, max_residues, max_tokens):
@@ -143,7 +147,7 @@ class _Sums:
         return total / window.length
 
 
-def _layer_module(model: nn.Module, layer: int) -> nn.Module | None:
+def layer_module(model: nn.Module, layer: int) -> nn.Module | None:
     """The part of the trunk whose output is wanted; `None` for the last hidden state."""
     trunk = trunk_of(model)
     count = trunk.config.num_hidden_layers

@@ -75,7 +75,7 @@ def predict_structure_tokens(
             for window, rows in zip(windows, split_rows(predicted, windows)):
                 if (whole := assembly.add(window, rows)) is not None:
                     string = letters[whole.argmax(1)].tobytes().decode()
-                    found[window.index] = (string, whole) if probabilities else string
+                    found[window.index] = (string, whole.copy()) if probabilities else string
                     bar.update()
     return found
 

@@ -90,10 +90,10 @@ class Assembly:
         The array `(length, width)` of the window's protein once all of its residues have come, else `None`.
 
         Args:
-            rows (`np.ndarray` of shape `(last - first, width)`): Not kept.
+            rows (`np.ndarray` of shape `(last - first, width)`): Given back where they are all, else copied.
         """
         if window.whole:
-            return rows.copy()  # rows are usually a view of a whole batch
+            return rows
         whole, missing = self._waiting.pop(window.index, (None, window.length))
         if whole is None:
             whole = np.empty((window.length, rows.shape[1]), dtype=rows.dtype)

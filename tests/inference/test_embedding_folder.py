@@ -217,9 +217,11 @@ def test_odd_letters_are_counted_and_what_is_wrong_names_its_record(esm, tmp_pat
         ({"duplicates": "drop"}, "duplicates is 'drop'"),
         ({"dtype": "float64"}, "dtype is 'float64'; expected one of float32, float16"),
         ({"shard_residues": 0}, "shard_residues is 0"),
+        ({"layer": 3}, "layer is 3; expected -3 to 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            embed_fasta(esm, tmp_path / "a", tmp_path / "bad", **(OPTIONS | options))
+            embed_fasta(esm, tmp_path / "a", tmp_path / "none", **(OPTIONS | options))
+    assert not (tmp_path / "none").exists()
 
 
 def test_processes_share_the_files(model, fasta, tmp_path):

@@ -53,6 +53,7 @@ def test_residues_and_means_equal_one_at_a_time(family, model, sequences, max_to
     for sequence, found in zip(sequences, both):
         expected = one_at_a_time(model, tokenizer, sequence, lambda outputs: outputs.hidden_states[-1])
         assert found.residues.shape == (len(sequence), 32)
+        assert found.residues.base is None  # a view would keep its whole batch alive
         np.testing.assert_allclose(found.residues, expected, atol=1e-10)
         np.testing.assert_allclose(found.mean, expected.mean(0), atol=1e-10)
     for index, found in enumerate(embed_sequences(model, sequences, tokenizer, pooling="mean", **options)):

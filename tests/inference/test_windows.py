@@ -48,12 +48,6 @@ def test_batches_say_which_residues_are_read(name):
     assert not assembly._waiting
 
 
-def test_what_is_assembled_does_not_keep_its_batch_alive():
-    (window,) = windows_of(0, 3, 5)
-    rows = np.zeros((10, 2))[:3]
-    assert Assembly().add(window, rows).base is None
-
-
 @pytest.mark.parametrize("options", [{"max_residues": 0, "max_tokens": 9}, {"max_residues": 9, "max_tokens": 0}])
 def test_sizes_are_at_least_one(options):
     with pytest.raises(ValueError, match="is 0; expected at least 1"):
