@@ -86,7 +86,10 @@ _PUBLIC = {
     "hub.export": ["export_trunk"],
     "hub.cards": ["ModelCardCallback", "write_model_card"],
     "hub.push": ["push_to_hub"],
-    "inference.embeddings": ["embed_sequences"],
+    "inference.embedding_files": ["read_embeddings"],
+    "inference.embedding_folder": ["embed_fasta"],
+    "inference.embeddings": ["SequenceEmbedding", "embed_sequences"],
+    "inference.fasta": ["read_fasta"],
     "inference.structure_tokens": ["predict_structure_tokens"],
     "training.adapters": ["AlignmentPeftModel", "add_lora", "four_bit_config", "load_adapters", "merge_adapters"],
     "structure.fetch": ["fetch_structures"],
@@ -159,7 +162,10 @@ if TYPE_CHECKING:
     from .hub.cards import ModelCardCallback, write_model_card
     from .hub.export import export_trunk
     from .hub.push import push_to_hub
-    from .inference.embeddings import embed_sequences
+    from .inference.embedding_files import read_embeddings
+    from .inference.embedding_folder import embed_fasta
+    from .inference.embeddings import SequenceEmbedding, embed_sequences
+    from .inference.fasta import read_fasta
     from .inference.structure_tokens import predict_structure_tokens
     from .models.alignment import (
         AmplifyForStructureAlignment,
