@@ -20,6 +20,7 @@ from structure_aligned import (
     esm2_config,
     esm2_tokenizer,
 )
+from structure_aligned.hub.cards import check_card
 from structure_aligned.models.pgnn import untrained_gearnet
 from structure_aligned.structure.io import read_chains, write_mmcif
 from structure_aligned.structure.synthetic import write_synthetic_folds
@@ -125,6 +126,8 @@ def test_train_on_a_prepared_dataset_from_a_checkpoint(prepared, tmp_path):
         *("--num_train_epochs", 2, "--use_cpu", "--learning_rate", 1e-3),
     ).stdout
     assert "| token_accuracy |" in output and "| retrieval_at_1 |" in output
+    card = check_card(tmp_path / "out")
+    assert "| token_accuracy |" in card.text and "by reason: unreadable: 1." in card.text
     aligned = EsmForStructureAlignment.from_pretrained(tmp_path / "out")
     assert aligned.config.structure_alignment["structure_dim"] == 16
     assert aligned.config.structure_alignment["pgnn"] == datasets.load_from_disk(root / "dataset")["train"][0]["pgnn"]
