@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .results import ResultTable
+from .results import TRAINER_TITLE, ResultTable
 from .run_facts import RunFacts
 from .template import CITATIONS, TEMPLATE
 
@@ -83,12 +84,13 @@ def metadata(facts: RunFacts, tables: Sequence[ResultTable] = (), recipe: bool =
             task_name=row.task,
             dataset_type="protein-structures",
             dataset_name=row.dataset,
-            metric_type=row.metric,
+            metric_type=row.key or row.metric,
             metric_name=row.metric,
             metric_value=row.value,
         )
         for table in tables
         for row in table.rows
+        if math.isfinite(row.value)
     ]
     found = {"eval_results": results, "model_name": facts.name or "model"} if results else {}
     return ModelCardData(
@@ -213,7 +215,7 @@ def _limits(facts: RunFacts, tables: Sequence[ResultTable], recipe: bool) -> lis
     if missing and not recipe:
         limits.append(f"Not measured in this card: {', '.join(missing)}. Nothing is claimed about them.")
     limits.append(_bias(facts, recipe))
-    if tables and not facts.splits:
+    if any(table.title == TRAINER_TITLE for table in tables) and not facts.splits:
         limits.append(
             "Whether chains of the validation split have relatives in the training set is not known; if so, its "
             "figures say little about new proteins."
