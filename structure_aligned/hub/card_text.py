@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .results import ResultTable
+from .results import TRAINER_TITLE, ResultTable
 from .run_facts import RunFacts
 from .template import CITATIONS, TEMPLATE
 
@@ -25,6 +26,7 @@ _EVALUATIONS = {
 """Tasks that a card names as not measured where no result mentions the word."""
 
 _SNIPPET = """\
+```python
 {imports}from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 model = AutoModelForMaskedLM.from_pretrained("{name}")
@@ -32,12 +34,15 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 inputs = tokenizer("MSVVGIDLGFQSCYVAV", return_tensors="pt")
 outputs = model(**inputs, output_hidden_states=True)
 outputs.logits  # (1, tokens, vocabulary)
-outputs.hidden_states[-1]  # (1, tokens, width): a representation of every residue, special tokens included"""
+outputs.hidden_states[-1]  # (1, tokens, width): a representation of every residue, special tokens included
+```"""
 
 _ADAPTER_SNIPPET = """\
+```python
 from structure_aligned import export_trunk
 
-export_trunk("{name}", "merged")  # adapters merged into the model that they adapt; then as any other checkpoint"""
+export_trunk("{name}", "merged")  # adapters merged into the model that they adapt; then as any other checkpoint
+```"""
 
 
 def render(facts: RunFacts, tables: Sequence[ResultTable] = (), recipe: str | None = None) -> ModelCard:
@@ -52,9 +57,9 @@ def render(facts: RunFacts, tables: Sequence[ResultTable] = (), recipe: str | No
         recipe=recipe,
         finished=facts.run.get("finished", True),
         step=facts.run.get("steps", UNKNOWN),
-        about=_about(facts),
-        snippet=_snippet(facts, name),
-        usage=_usage(facts),
+        about=_about(facts, recipe is not None),
+        snippet=_snippet(facts, name if recipe is None else f"outputs/{name}"),
+        usage=_usage(facts, name if recipe is None else f"outputs/{name}"),
         run=_run(facts),
         data=_data(facts),
         arguments=_arguments(facts),
@@ -79,12 +84,13 @@ def metadata(facts: RunFacts, tables: Sequence[ResultTable] = (), recipe: bool =
             task_name=row.task,
             dataset_type="protein-structures",
             dataset_name=row.dataset,
-            metric_type=row.metric,
+            metric_type=row.key or row.metric,
             metric_name=row.metric,
             metric_value=row.value,
         )
         for table in tables
         for row in table.rows
+        if math.isfinite(row.value)
     ]
     found = {"eval_results": results, "model_name": facts.name or "model"} if results else {}
     return ModelCardData(
@@ -97,9 +103,9 @@ def metadata(facts: RunFacts, tables: Sequence[ResultTable] = (), recipe: bool =
     )
 
 
-def _about(facts: RunFacts) -> dict[str, Any]:
+def _about(facts: RunFacts, recipe: bool) -> dict[str, Any]:
     heads = facts.head_parameters
-    return {
+    rows = {
         "base model": facts.base_note or (f"`{facts.base_model}`" if facts.base_model else UNKNOWN),
         "parameters": None if facts.parameters is None else f"{facts.parameters:,}",
         "of the alignment heads on top": None if heads is None else f"{heads:,}" if heads else "none in this folder",
@@ -107,6 +113,8 @@ def _about(facts: RunFacts) -> dict[str, Any]:
         "width of the pGNN's embeddings": facts.structure_dim,
         "reference model": facts.reference,
     }
+    # What only a trained model has is not unknown of a recipe: there is none.
+    return {name: value for name, value in rows.items() if value is not None or not recipe}
 
 
 def _snippet(facts: RunFacts, name: str) -> str:
@@ -116,8 +124,7 @@ def _snippet(facts: RunFacts, name: str) -> str:
     return _SNIPPET.format(name=name, imports=imports)
 
 
-def _usage(facts: RunFacts) -> str:
-    name = facts.name or "model"
+def _usage(facts: RunFacts, name: str) -> str:
     aligned = (
         "The alignment heads (3Di tokens, projections) are in the folder too, under `alignment.*`, which plain "
         f'Transformers passes over: `structure_aligned.AutoModelForStructureAlignment.from_pretrained("{name}")`.'
@@ -208,7 +215,7 @@ def _limits(facts: RunFacts, tables: Sequence[ResultTable], recipe: bool) -> lis
     if missing and not recipe:
         limits.append(f"Not measured in this card: {', '.join(missing)}. Nothing is claimed about them.")
     limits.append(_bias(facts, recipe))
-    if tables and not facts.splits:
+    if any(table.title == TRAINER_TITLE for table in tables) and not facts.splits:
         limits.append(
             "Whether chains of the validation split have relatives in the training set is not known; if so, its "
             "figures say little about new proteins."

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import (
     AutoModelForMaskedLM,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..models.alignment import AutoModelForStructureAlignment
 from ..models.trunks import trunk_digest
 from .card_text import render
 from .results import EVAL_FILE, RESULTS_FOLDER, check_results, file_digest, read_table
@@ -94,7 +96,8 @@ def add_results(
     Args:
         folder (`str` or `os.PathLike`): Of the saved model.
         report (`str` or `os.PathLike`): The `report.json` of an evaluation, or a JSON list with one
-            `{"task", "dataset", "metric", "value"}`, and optionally a 95 % `"interval"` `[low, high]`, per result.
+            `{"task", "dataset", "metric", "value"}`, and optionally a 95 % `"interval"` `[low, high]`, per result. It
+            is shared with the model as it is, with whatever paths it names.
         model (`str`, *optional*): What the report calls the model; needed where it is of several, none of them loaded
             from `folder`.
         check_weights (`bool`, *optional*, defaults to `True`): Refuse a report of other weights: those of the folder
@@ -113,7 +116,7 @@ def add_results(
         model = _model_of(content, folder, model)
         stated = content["models"].get(model, {}).get("trunk_digest")
         if check_weights and stated is not None:
-            found = trunk_digest(AutoModelForMaskedLM.from_pretrained(folder))
+            found = trunk_digest(_load(folder))
             if found != stated:
                 raise ValueError(
                     f"{report} is of other weights: it states the digest {stated[:12]}… for {model!r}, and {folder} "
@@ -175,25 +178,26 @@ class ModelCardCallback(TrainerCallback):
         self.stated = {"name": name, "base_model": base_model, "license": license}
         self._data: dict[str, Any] | None = None
         self._results: list[dict[str, Any]] | None = None
+        self._resumed_at: int | None = None
         trainer.create_model_card = self._create_model_card
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Results of an earlier training in the same folder are none of this model.
-        self._results = None
+        self._results, self._resumed_at = None, state.global_step or None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
-            self._write(folder, finished=False)
+            self._try_to_write(folder, finished=False)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            self._write(Path(args.output_dir))
+            self._try_to_write(Path(args.output_dir))
 
     def write(self, results: Sequence[str] | None = None) -> Path | None:
         """
@@ -209,9 +213,16 @@ class ModelCardCallback(TrainerCallback):
             self._results = [{"files": list(results), "model": None}]
         return self._write(folder, _own_results(folder, self.trainer) if self._results is None else self._results)
 
+    def _try_to_write(self, folder: Path, finished: bool = True) -> None:
+        try:
+            self._write(folder, finished=finished)
+        except Exception as error:  # of any kind: a card is not worth a training
+            logger.warning(f"The model card in {folder} could not be written: {type(error).__name__}: {error}")
+
     def _write(self, folder: Path, results: Sequence[dict[str, Any]] = (), finished: bool = True) -> Path:
         facts = RunFacts.of_trainer(self.trainer, finished=finished, data=self._data)
         self._data = facts.data  # the datasets of a training do not change, and reading them may take seconds
+        facts.run["resumed_at"] = self._resumed_at or facts.run["resumed_at"]
         facts.results = list(results)
         return write_model_card(folder, facts=facts, **self.stated)
 
@@ -235,6 +246,16 @@ def _write(folder: Path, facts: RunFacts) -> Path:
     facts.card = file_digest(path)
     facts.write(folder)
     return path
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds adapters, whose weights cannot be compared with a report's; export the model and add the "
+            "results to that, or give check_weights=False."
+        )
+    aligned = json.loads((folder / "config.json").read_text()).get("structure_alignment")
+    return (AutoModelForStructureAlignment if aligned else AutoModelForMaskedLM).from_pretrained(folder)
 
 
 def _own_results(folder: Path, trainer: Trainer) -> list[dict[str, Any]]:

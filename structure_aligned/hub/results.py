@@ -17,6 +17,7 @@ from ..training.report import METRICS
 
 RESULTS_FOLDER = "results"
 EVAL_FILE = "eval_results.json"
+TRAINER_TITLE = "Validation split"
 BEFORE_FILE = "before_training_results.json"
 MAJORITY = "eval_token_accuracy_majority"
 """In `eval_results.json`: the accuracy of always predicting the most frequent 3Di token."""
@@ -36,6 +37,7 @@ class CardResult:
         value (`float`): As measured.
         interval (`tuple[float, float]`, *optional*): 95 %.
         others (`dict`): Further numbers of the row, by column.
+        key (`str`, *optional*): Identifier of the metric for machines; by default its name.
     """
 
     task: str
@@ -44,6 +46,7 @@ class CardResult:
     value: float
     interval: tuple[float, float] | None = None
     others: dict[str, float | None] = field(default_factory=dict)
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class ResultTable:
 
     def columns(self) -> list[str]:
         names = list(dict.fromkeys(name for row in self.rows for name in row.others))
+        names = [name for name in names if any(row.others.get(name) is not None for row in self.rows)]
         return (["95 % interval"] if any(row.interval for row in self.rows) else []) + names
 
     def markdown(self) -> str:
@@ -167,9 +171,9 @@ def _trainer_table(after: Mapping[str, Any], before: Mapping[str, Any], files: d
         if (key := f"eval_{name}") in after:
             others = {"before the training": before.get(key)} if before else {}
             others["guessing"] = after.get(guessing.get(name, ""))
-            rows.append(CardResult("Validation split", "validation split", name, after[key], others=others))
+            rows.append(CardResult(TRAINER_TITLE, "validation split", name, after[key], others=others))
     note = "Losses in nats per residue; guessing is the most frequent 3Di token, or a residue of the batch at random."
-    return ResultTable("Validation split", files, rows, note)
+    return ResultTable(TRAINER_TITLE, files, rows, note)
 
 
 def _report_table(name: str, report: Mapping[str, Any], files: dict[str, str], series: str | None) -> ResultTable:
@@ -189,22 +193,25 @@ def _report_table(name: str, report: Mapping[str, Any], files: dict[str, str], s
             continue
         extra: dict[str, float | None] = {"n": row["n"], "guessing": row.get("guessing")}
         if (found := compared.get((row["task"], row["table"], row["key"]))) is not None:
-            kind = "ratio to" if row["logarithm"] else "difference from"
-            extra |= {f"{baseline}": found["base"], f"{kind} {baseline}": found["difference"]}
+            extra |= {f"{baseline}": found["base"], f"difference from {baseline}": None, f"ratio to {baseline}": None}
+            extra[f"{'ratio to' if row['logarithm'] else 'difference from'} {baseline}"] = found["difference"]
             extra |= {"low": found["low"], "high": found["high"], "p (Holm)": found["holm"]}
         interval = None if row["low"] is None or row["high"] is None else (row["low"], row["high"])
-        dataset = _dataset_of(report, row["task"])
-        rows.append(CardResult(row["label"], dataset, row["label"], row["value"], interval, extra))
+        key = f"{row['task']}/{row['table']}/{row['key']}"
+        rows.append(
+            CardResult(row["label"], _dataset_of(report, row), row["label"], row["value"], interval, extra, key)
+        )
     if not rows:
         raise ValueError(f"{name} has no headline result of {series!r}.")
-    note = f"An evaluation side by side, of which this model is `{series}`; low and high bound the difference (95 %)."
+    note = f"This model is `{series}` there; low and high bound the difference or ratio (95 %)."
     note += f" {others} more metrics are in the file." if others else ""
     return ResultTable("Evaluation", files, rows, note)
 
 
-def _dataset_of(report: Mapping[str, Any], task: str) -> str:
+def _dataset_of(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Kind and digest of what was evaluated on, as far as the report says."""
-    part = {"fitness": "assays", "secondary_structure": "labelled"}.get(task, "test_chains")
+    part = {"fitness": "assays", "secondary_structure": "labelled"}.get(row["task"], "test_chains")
+    part = "sequences" if row["table"].startswith("natural") else part
     digest = (report.get("run", {}).get("inputs", {}).get(part) or {}).get("digest")
     return part.replace("_", " ") + (f" {digest[:12]}" if digest else ", not stated which")
 

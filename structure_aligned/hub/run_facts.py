@@ -262,8 +262,13 @@ def _reference(trainer: Trainer) -> str | None:
     return f"{', '.join(f'`{one}`' for one in identities)}, losses computed before the training"
 
 
-def _parameters(model: PreTrainedModel) -> tuple[int, int]:
-    count = {name: parameter.numel() for name, parameter in model.named_parameters() if "lora_" not in name}
+def _parameters(model: PreTrainedModel) -> tuple[int | None, int | None]:
+    """Of the language model and the heads; adapters count as neither."""
+    if getattr(model, "is_quantized", False):
+        return None, None  # packed: several weights to an element
+    named = [(name, one) for name, one in model.named_parameters() if "lora_" not in name]
+    # DeepSpeed's ZeRO-3 leaves empty tensors where a parameter lies on other processes.
+    count = {name: getattr(one, "ds_numel", one.numel()) for name, one in named}
     heads = sum(number for name, number in count.items() if "alignment." in name and "original_module" not in name)
     others = sum(number for name, number in count.items() if "alignment." not in name)
     return others, heads

@@ -25,13 +25,11 @@ with that of a frozen protein graph neural network, pGNN (latent level). The met
 
 ## How to use
 
-```python
 {{ snippet }}
-```
 
 {{ usage }}
 
-## How it was trained
+## {{ 'How one would train it' if recipe else 'How it was trained' }}
 {% if recipe %}
 {{ recipe }}
 {% else %}

@@ -20,6 +20,7 @@ from structure_aligned import (
     esm2_config,
     esm2_tokenizer,
 )
+from structure_aligned.hub.cards import check_card
 from structure_aligned.models.pgnn import untrained_gearnet
 from structure_aligned.structure.io import read_chains, write_mmcif
 from structure_aligned.structure.synthetic import write_synthetic_folds
@@ -127,6 +128,8 @@ def test_train_on_a_prepared_dataset_from_a_checkpoint(prepared, tmp_path):
     assert "| token_accuracy |" in output and "| retrieval_at_1 |" in output
     assert "| 3Di token accuracy (n = 4) |" in output and "4 of 4 validation chains" in output
     assert "contacts P@L" not in output and "No contacts: a prepared dataset has no coordinates." in output
+    card = check_card(tmp_path / "out")
+    assert "| token_accuracy |" in card.text and "by reason: unreadable: 1." in card.text
     aligned = EsmForStructureAlignment.from_pretrained(tmp_path / "out")
     assert aligned.config.structure_alignment["structure_dim"] == 16
     assert aligned.config.structure_alignment["pgnn"] == datasets.load_from_disk(root / "dataset")["train"][0]["pgnn"]

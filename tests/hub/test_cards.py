@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import logging
 import math
 import re
 
 import datasets
+import peft
 import pytest
 import torch
 import yaml
@@ -334,6 +336,53 @@ def test_build_report_and_splits_beside_the_dataset_are_read(tmp_path):
     text = str(render(facts))
     assert "Built from 4 files with 4 chains." in text and "by reason: resolution: 2." in text
     assert "Splits were made by `split_chains`: date = 2023-01-01." in text and "someone" not in text
+
+
+def test_adapters_are_said_to_be_adapters(tmp_path):
+    model = tiny.esm_model()
+    plain = RunFacts.of_trainer(make_trainer(tmp_path / "plain"))
+    settings = peft.LoraConfig(r=2, target_modules=["query", "value"], modules_to_save=["alignment"])
+    trainer = make_trainer(tmp_path / "adapters")
+    trainer.model = peft.get_peft_model(model, settings)
+    facts = RunFacts.of_trainer(trainer)
+    assert facts.adapters and (facts.parameters, facts.head_parameters) == (plain.parameters, plain.head_parameters)
+    trainer.model.save_pretrained(tmp_path / "adapters")
+    write_model_card(tmp_path / "adapters", facts=facts)
+    card = check_card(tmp_path / "adapters")
+    assert card.data.library_name == "peft" and "export_trunk" in card.text
+    assert "holds adapters and alignment heads" in card.text
+    (tmp_path / "report.json").write_text(json.dumps(report(["ESM2", "mine"], ["0" * 64] * 2)))
+    with pytest.raises(ValueError, match="holds adapters, whose weights cannot be compared"):
+        add_results(tmp_path / "adapters", tmp_path / "report.json", "mine")
+
+
+def test_a_card_that_fails_does_not_end_a_training(tmp_path, monkeypatch, caplog):
+    trainer = make_trainer(tmp_path, save_strategy="no", num_train_epochs=1)
+    trainer.add_callback(ModelCardCallback(trainer))
+    monkeypatch.setattr("structure_aligned.hub.cards.render", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(logging.getLogger("structure_aligned"), "propagate", True)
+    trainer.train()
+    assert not (tmp_path / "README.md").exists() and trainer.state.global_step > 0
+    assert "could not be written: ZeroDivisionError" in caplog.text
+
+
+def test_a_loss_of_nan_is_shown_and_not_in_the_metadata(tmp_path):
+    tiny.esm_model().save_pretrained(tmp_path)
+    (tmp_path / "eval_results.json").write_text(json.dumps({"eval_loss": math.nan, "eval_mlm_loss": 2.5}))
+    write_model_card(tmp_path, results=["eval_results.json"])
+    card = check_card(tmp_path)
+    assert [result.metric_type for result in card.data.eval_results] == ["mlm_loss"] and "| loss | nan |" in card.text
+
+
+def test_a_resumed_training_says_since_when(tmp_path):
+    options = {"num_train_epochs": 2, "save_total_limit": 2}
+    make_trainer(tmp_path, **options).train()
+    checkpoint = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[0]
+    trainer = make_trainer(tmp_path, **options)
+    trainer.add_callback(ModelCardCallback(trainer))
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    text = (tmp_path / "README.md").read_text()
+    assert f"since it was resumed at update {checkpoint.name.split('-')[1]}; before that not known" in text
 
 
 def test_labels_cannot_break_the_table_or_the_template():

@@ -2,9 +2,8 @@
 
 import json
 import logging
-import os
+import runpy
 import socket
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests import tiny
 from tests.hub.hub_server import HubServer
 
 
-ROOT = Path(__file__).parents[2]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "push.py"
 TOKEN = "hf_" + "Secret0Token9" * 3
 JUNK = {
     "checkpoint-10/model.safetensors": "a checkpoint",
@@ -168,26 +167,21 @@ def test_folders_without_card_or_weights_are_refused(folder, tmp_path):
         plan_push(folder, "owner/name")
 
 
-def start(*arguments, **environment):
-    command = [sys.executable, str(ROOT / "examples" / "push.py"), *map(str, arguments)]
-    known = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_ENDPOINT")}
-    environment = known | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"} | environment
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+def test_the_example(folder, tmp_path, online, monkeypatch, capsys):
+    def start(*arguments):
+        monkeypatch.setattr(sys, "argv", ["push.py", *map(str, arguments)])
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+        return capsys.readouterr().out
 
-
-def test_the_example(folder, tmp_path):
     listed = [{"task": "contacts", "dataset": "mine", "metric": "P@L", "value": 0.5}]
     (tmp_path / "measured.json").write_text(json.dumps(listed))
     options = ("--report", tmp_path / "measured.json", "--base_model", "facebook/esm2_t6_8M_UR50D")
-    shown = start(folder, "owner/name", "--dry_run", *options)
-    assert shown.returncode == 0 and "results/measured.json" in shown.stdout, shown.stderr[-2000:]
+    assert "results/measured.json" in start(folder, "owner/name", "--dry_run", *options)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     with HubServer() as hub:
-        sent = start(folder, "owner/name", "--public", HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN)
-    assert sent.returncode == 0 and "Uploaded." in sent.stdout, sent.stderr[-2000:]
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        sent = start(folder, "owner/name", "--public")
+    assert "Uploaded." in sent and TOKEN not in sent
     text = hub.files["README.md"].decode()
-    assert (
-        "base_model: facebook/esm2_t6_8M_UR50D" in text
-        and "license: mit" in text
-        and "| contacts: P@L | 0.5000 |" in text
-    )
-    assert "results/measured.json" in hub.files and TOKEN not in sent.stdout + sent.stderr
+    assert "base_model: facebook/esm2_t6_8M_UR50D" in text and "license: mit" in text
+    assert "| contacts: P@L | 0.5000 |" in text and "results/measured.json" in hub.files
