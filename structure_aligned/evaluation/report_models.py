@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..models.alignment import AutoModelForStructureAlignment
 from ..models.digest import digest_of_tensors
@@ -79,7 +82,8 @@ def load_checkpoint(
         ValueError: It is no ESM2 or AMPLIFY, or weights of its trunk are missing.
         OSError: There is no such checkpoint.
     """
-    model, info = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    with _without_load_report():
+        model, info = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
     missing = [key for key in info["missing_keys"] if not any(part in key for part in _NOT_USED)]
     missing_head = [key for key in missing if key.split(".")[0] in _LM_HEADS]
     if len(missing_head) < len(missing):
@@ -92,7 +96,7 @@ def load_checkpoint(
     model.to(device).eval()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError):  # saved without one: all checkpoints of a family share it
+    except (OSError, ValueError, KeyError, TypeError):  # saved without one: all checkpoints of a family share it
         tokenizer = tokenizer_of(model.config)
     weights = [
         (key, tensor)
@@ -116,10 +120,22 @@ def load_checkpoint(
     return LoadedCheckpoint(facts, model, tokenizer)
 
 
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """What is missing is judged here, and that alignment heads are not loaded is no news to anybody."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _alignment_digest(path: str, dtype: torch.dtype, unexpected: Any) -> str | None:
     if not any(key.split(".")[0] == "alignment" for key in unexpected):
         return None
-    model, info = AutoModelForStructureAlignment.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    with _without_load_report():
+        model, info = AutoModelForStructureAlignment.from_pretrained(path, dtype=dtype, output_loading_info=True)
     if any(key.split(".")[0] == "alignment" for key in info["missing_keys"]):
         return None
     heads = ((key, tensor) for key, tensor in model.named_parameters() if key.split(".")[0] == "alignment")

@@ -286,7 +286,8 @@ def _run(report: Mapping[str, Any]) -> str:
         for part, facts in run["inputs"].items()
     ]
     options = [
-        [("", f"<code>{escape(name)}</code>"), ("", escape(str(value)))] for name, value in run["options"].items()
+        [("", f"<code>{escape(name)}</code>"), ("", escape("not set" if value is None else str(value)))]
+        for name, value in run["options"].items()
     ]
     budgets = ", ".join(f"{name} {tokens:,} tokens" for name, tokens in run["budgets"].items())
     parts = [

@@ -175,8 +175,8 @@ class _Drawer:
         yield _picture(
             figure,
             "Reliability of contact probabilities: predicted probability against observed share",
-            "Calibration: on the dashed line a probability means what it says. All labelled pairs of |i − j| ≥ 6 of all test "
-            f"chains, bins of at least 20 pairs. Expected calibration error: {'; '.join(errors) or 'undefined'}.",
+            "On the dashed line a probability means what it says. All labelled pairs of |i − j| ≥ 6 of all "
+            f"test chains, bins of at least 20 pairs. Expected calibration error: {'; '.join(errors) or 'undefined'}.",
         )
 
     def maps(self, task: str) -> Iterator[Picture]:
