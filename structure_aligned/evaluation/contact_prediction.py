@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets.utils import tqdm
 from transformers import EsmModel, PreTrainedModel, PreTrainedTokenizerBase
@@ -143,6 +144,7 @@ def evaluate_contacts(
     threshold: float = CONTACT_THRESHOLD,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     progress: bool = True,
+    receive: Callable[[ProteinChain, torch.Tensor, np.ndarray, np.ndarray], None] | None = None,
 ) -> list[dict[str, Any]]:
     """
     Precision of predicted contacts, protein by protein: what statistics over models are made of.
@@ -152,6 +154,8 @@ def evaluate_contacts(
         chains (`Sequence[ProteinChain]`): As [`read_chains`] gives them; chains that the head was fitted on, and those
             alike them, do not belong here.
         threshold (`float`, *optional*, defaults to 8.0): Of contacts, in Å.
+        receive (`Callable`, *optional*): Called with each chain, its predicted map, its contacts and which pairs have
+            a label (see [`contact_map`]), in no particular order; what it does not keep is let go of.
 
     Returns:
         `list[dict[str, Any]]`: A row per chain, in their order, with `id`, `length` and what [`contact_precision`]
@@ -169,4 +173,6 @@ def evaluate_contacts(
         chain = chains[index]
         labels = contact_map(chain.coords, chain.sequence, threshold)
         rows[index] = {"id": chain.id, "length": len(chain), **contact_precision(prediction, *labels)}
+        if receive is not None:
+            receive(chain, prediction, *labels)
     return rows
