@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
         report = run(args, command)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"\n{summary_text(report['summary'])}\n")
     for task, reason in report["left_out"].items():

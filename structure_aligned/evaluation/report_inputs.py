@@ -27,8 +27,8 @@ class EvaluationOptions:
     What is drawn, and how much is computed. Every model sees the same.
 
     Args:
-        max_proteins (`int`, *optional*): For a quick look: at most so many test chains, sequences and assays, and a
-            tenth-of-a-million masked tokens for every ten of them.
+        max_proteins (`int`, *optional*): For a quick look: at most so many test chains, sequences and assays, five
+            times as many chains for probes, and smaller budgets of tokens.
         max_sequences (`int`, *optional*, defaults to 200): Of the FASTA file.
         max_length (`int`, *optional*, defaults to 1022): Longer chains and sequences are left out.
         min_length (`int`, *optional*, defaults to 30): Shorter ones too.
@@ -36,9 +36,9 @@ class EvaluationOptions:
         num_probe_chains (`int`, *optional*, defaults to 200): Training chains for the probes.
         max_train_residues (`int`, *optional*, defaults to 20000): Of these that a probe is fitted on.
         perplexity_tokens (`int`, *optional*): Tokens that one model reads for the one-by-one perplexity of one set,
-            which sets the share of residues that are masked; 400,000, or 10,000 · `max_proteins` if less.
+            which sets the share of residues that are masked; 400,000, or 5,000 · `max_proteins` if less.
         fitness_tokens (`int`, *optional*): The same for all assays together, which sets the share of their positions;
-            2,500,000, or 10,000 · `max_proteins` if less.
+            2,500,000, or 5,000 · `max_proteins` if less.
         strategy (`str`, *optional*, defaults to `"masked-marginals"`): Of [`score_mutations`].
         max_tokens (`int`, *optional*, defaults to 4096): Of a batch.
         num_examples (`int`, *optional*, defaults to 4): Proteins whose contact maps are drawn.
@@ -70,8 +70,13 @@ class EvaluationOptions:
             "perplexity": (self.perplexity_tokens, 400_000),
             "fitness": (self.fitness_tokens, 2_500_000),
         }[name]
-        quick = default if self.max_proteins is None else min(default, 10_000 * self.max_proteins)
+        quick = default if self.max_proteins is None else min(default, 5_000 * self.max_proteins)
         return quick if given is None else given
+
+    @property
+    def probe_chains(self) -> int:
+        """How many are drawn."""
+        return min(self.num_probe_chains, self.capped(self.num_probe_chains) * 5)
 
     def capped(self, count: int) -> int:
         return count if self.max_proteins is None else min(count, self.max_proteins)
@@ -165,10 +170,10 @@ def load_inputs(
             )
         if not kept:
             raise ValueError(f"All chains of {train_structures} are test chains; give others to fit heads on.")
-        drawn = _drawn(kept, max(options.num_contact_chains, options.num_probe_chains), rng)
+        drawn = _drawn(kept, max(options.num_contact_chains, options.probe_chains), rng)
         order = rng.permutation(len(drawn))
         inputs.contact_chains = [drawn[index] for index in sorted(order[: options.num_contact_chains])]
-        inputs.probe_chains = [drawn[index] for index in sorted(order[: options.num_probe_chains])]
+        inputs.probe_chains = [drawn[index] for index in sorted(order[: options.probe_chains])]
     if dms is not None:
         inputs.assays = _read_assays(Path(dms), options, inputs.notes, rng, progress)
     if sequences is not None:
@@ -285,7 +290,7 @@ def _read_labelled(
         return {}
     splits = read_residue_labels(path)
     drawn = {}
-    for split, most in (("train", options.num_probe_chains), ("test", options.capped(len(splits.get("test", ()))))):
+    for split, most in (("train", options.probe_chains), ("test", options.capped(len(splits.get("test", ()))))):
         fitting = [
             one for one in splits.get(split, ()) if options.min_length <= len(one.sequence) <= options.max_length
         ]

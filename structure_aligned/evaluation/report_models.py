@@ -35,7 +35,8 @@ class Checkpoint:
         parameters (`int`): Of the trunk and masked-LM head.
         dtype (`str`): That it was run in.
         digest (`str`): SHA-256 of all weights that results depend on, as stored, and of the configuration.
-        trunk_digest (`str`): See [`trunk_digest`].
+        trunk_digest (`str`): See [`trunk_digest`]; it rounds to bfloat16.
+        exact_trunk_digest (`str`): As `digest`, without the masked-LM head.
         alignment_digest (`str`, *optional*): Of the alignment heads, where the checkpoint has them.
         has_lm_head (`bool`): Whether the checkpoint holds a masked-LM head.
         aligned_with (`str`, *optional*): Digest of the pGNN, where the configuration names one.
@@ -48,6 +49,7 @@ class Checkpoint:
     dtype: str
     digest: str
     trunk_digest: str
+    exact_trunk_digest: str
     alignment_digest: str | None
     has_lm_head: bool
     aligned_with: str | None
@@ -67,7 +69,8 @@ class LoadedCheckpoint:
     def aligned_model(self) -> PreTrainedModel:
         if self.facts.alignment_digest is None:
             raise ValueError(f"{self.facts.name} has no alignment heads.")
-        loaded = AutoModelForStructureAlignment.from_pretrained(self.facts.path, dtype=self.model.dtype)
+        with _without_load_report():
+            loaded = AutoModelForStructureAlignment.from_pretrained(self.facts.path, dtype=self.model.dtype)
         return loaded.to(self.model.device).eval()
 
 
@@ -113,6 +116,9 @@ def load_checkpoint(
         dtype=str(dtype).removeprefix("torch."),
         digest=digest_of_tensors(weights, {"config": config, "lm_head": has_lm_head}),
         trunk_digest=trunk_digest(model),
+        exact_trunk_digest=digest_of_tensors(
+            ((key, tensor) for key, tensor in weights if key.split(".")[0] not in _LM_HEADS), {"config": config}
+        ),
         alignment_digest=_alignment_digest(path, dtype, info["unexpected_keys"]),
         has_lm_head=has_lm_head,
         aligned_with=settings.get("pgnn") if isinstance(settings, dict) else None,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .contacts import CONTACT_RANGES
 from .report_plots import Picture
 from .report_style import CSS
 from .report_text import MISSING, difference, duration, interval, number, p_value
@@ -15,16 +16,17 @@ Cell = tuple[str, str]
 """A cell's class and its HTML."""
 
 _VERDICTS = {"better": "▲ better", "worse": "▼ worse", "identical": "= identical"}
+_MANY, _ALSO_SHOWN = 8, {f"{name}_P@L" for name in CONTACT_RANGES}
 _WIDE = {"fitness", "perplexity", "probes", "secondary_structure"}
 
 _HOW_TO_READ = """
 <p>Every model saw the same proteins, and the <em>unit is the protein</em> (the assay, for effects of mutations): its
 residues are not independent of each other. <b>Difference</b> is the other model minus the baseline, on the proteins
 that both have a value for; for perplexities, where less is better, it is a ratio (×0.95 is 5 % less). The <b>95 %
-interval</b> is what the difference would be on other proteins of the same kind (bootstrap, 9,999 resamples); one that
-holds 0 (×1) is no evidence for a difference. <b>p</b> is of a paired permutation test, two-sided. <b>Holm p</b> is
-corrected for the number of rows of its table: below 0.05 the verdict says better or worse. Which metrics are in the
-summary was fixed before any result was seen.</p>
+interval</b> says how far the mean difference would vary with other proteins of the same kind (bootstrap, 9,999
+resamples); one that holds 0 (×1) is no evidence for a difference. <b>p</b> is of a paired permutation test,
+two-sided. <b>Holm p</b> is corrected for the number of rows of its table: below 0.05 the verdict says better or worse.
+Which metrics are in the summary was fixed before any result was seen.</p>
 """.strip()
 
 _EXPLANATIONS = {
@@ -139,19 +141,21 @@ def _comparison_table(rows: Sequence[Mapping[str, Any]], several: bool) -> str:
     header = [("", "Metric")]
     if several:
         header.append(("", "Model"))
+    header.append(("", "Verdict"))
     header += [("number", escape(rows[0]["baseline"])), ("number", "Other" if several else escape(rows[0]["series"]))]
     header += [("number", name) for name in ("Difference [95 % interval]", "p", "Holm p")]
-    header += [("", "Verdict"), ("number", "n")]
+    header.append(("number", "n"))
     lines = []
     for row in rows:
         line: list[Cell] = [("", escape(row["label"]) + (" ↓" if not row["higher"] else ""))]
         if several:
             line.append(("", escape(row["series"])))
+        line.append(_verdict(row))
         change = MISSING if row["difference"] is None else difference(row)
         if row["low"] is not None:
             change += f" [{interval(row, row['logarithm'])}]"
         line += [("number", number(row["base"])), ("number", number(row["other"])), ("number", change)]
-        line += [("number", p_value(row["p"])), ("number", p_value(row["holm"])), _verdict(row)]
+        line += [("number", p_value(row["p"])), ("number", p_value(row["holm"]))]
         left_out = f'<span class="why">{row["dropped"]} undefined</span>' if row["dropped"] else ""
         lines.append([*line, ("number", f"{row['n']}{left_out}")])
     return _table(header, lines) + '<p class="soft">↓ less is better. n: proteins (assays) compared.</p>'
@@ -184,15 +188,21 @@ def _task(report: Mapping[str, Any], task: str, pictures: Sequence[Picture]) -> 
     guessing = any(row["guessing"] is not None for row in rows)
     header = [("", "Metric"), *(("number", escape(name)) for name in names)]
     header += [("number", "Guessing")] if guessing else []
-    lines = []
+    lines, firsts = [], []
     for key in dict.fromkeys((row["table"], row["key"]) for row in rows):
         own = {row["series"]: row for row in rows if (row["table"], row["key"]) == key}
-        label = next(iter(own.values()))["label"] + ("" if next(iter(own.values()))["higher"] else " ↓")
+        first = next(iter(own.values()))
+        firsts.append(first)
+        label = first["label"] + ("" if first["higher"] else " ↓")
         line: list[Cell] = [("", escape(label)), *(("number", _estimate(own[name])) for name in names)]
         if guessing:
-            line.append(("number", number(next(iter(own.values()))["guessing"])))
+            line.append(("number", number(first["guessing"])))
         lines.append(line)
-    parts = [f"<p>{escape(_EXPLANATIONS.get(task, ''))}</p>", _settings(report, task), _table(header, lines)]
+    parts = [f"<p>{escape(_EXPLANATIONS.get(task, ''))}</p>", _settings(report, task)]
+    shown = [line for line, first in zip(lines, firsts) if first["headline"] or first["key"] in _ALSO_SHOWN]
+    parts.append(_table(header, shown if len(lines) > _MANY else lines))
+    if len(lines) > _MANY:
+        parts.append(f"<details><summary>All {len(lines)} metrics</summary>{_table(header, lines)}</details>")
     parts.append('<p class="soft">Mean over proteins or assays, below it the 95 % interval; n: how many have one.</p>')
     if task == "fitness":
         parts.append(_assays(report))
@@ -204,7 +214,11 @@ def _task(report: Mapping[str, Any], task: str, pictures: Sequence[Picture]) -> 
         parts.append(
             "<h3>Contact maps</h3><p>Above the diagonal the predicted probability, below it the contacts of the "
             "structure, on one colour scale; grey is unresolved or nearer than six residues. Proteins were chosen by "
-            "length alone.</p>" + _gallery(maps)
+            "length alone.</p>"
+            + "".join(
+                _gallery([one for one in maps if one.group == group])
+                for group in dict.fromkeys(picture.group for picture in maps)
+            )
         )
     return "\n".join(parts)
 
@@ -213,7 +227,7 @@ def _estimate(row: Mapping[str, Any]) -> str:
     undefined = f", {row['undefined']} undefined" if row["undefined"] else ""
     between = f"{interval(row)}; " if row["low"] is not None else ""
     why = f"<br>{escape(row['why'])}" if row["why"] else ""
-    return f'{number(row["value"])}<span class="why">{between}n = {row["n"]}{undefined}{why}</span>'
+    return f'{number(row["value"])}<span class="why">{between}n&nbsp;=&nbsp;{row["n"]}{undefined}{why}</span>'
 
 
 def _settings(report: Mapping[str, Any], task: str) -> str:
@@ -221,9 +235,15 @@ def _settings(report: Mapping[str, Any], task: str) -> str:
     parts = []
     if first.get("fitted_on"):
         parts.append(f"Fitted on {len(first['fitted_on'])} training proteins.")
+    if first.get("attention_heads"):
+        kept = ", ".join(f"{name} {result['attention_heads']}" for name, result in report["results"][task].items())
+        parts.append(f"Attention heads that the penalty left in the regression: {kept}.")
     if first.get("position_fraction"):
-        shares = ", ".join(f"{share:.2g} of {name}" for name, share in first["position_fraction"].items())
-        parts.append(f"One by one: a share of residues was masked, drawn by seed ({shares}; at least one a protein).")
+        sets = {"structures": "the test chains", "natural": "the natural sequences"}
+        shares = ", ".join(
+            f"{100 * share:.2g} % of {sets[name]}" for name, share in first["position_fraction"].items()
+        )
+        parts.append(f"Residues masked one by one: {shares}, drawn by seed, at least one of each protein.")
     if first.get("strategy"):
         parts.append(f"Strategy: {first['strategy']}.")
     return f'<p class="soft">{escape(" ".join(parts))}</p>' if parts else ""

@@ -34,6 +34,7 @@ class Picture:
     png: str
     alt: str
     caption: str = ""
+    group: str = ""
 
 
 def draw_plots(
@@ -78,10 +79,10 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _picture(figure: Figure, alt: str, caption: str = "") -> Picture:
+def _picture(figure: Figure, alt: str, caption: str = "", group: str = "") -> Picture:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-    return Picture(base64.b64encode(file.getvalue()).decode(), alt, caption)
+    return Picture(base64.b64encode(file.getvalue()).decode(), alt, caption, group)
 
 
 def _literal(name: str) -> str:
@@ -130,7 +131,7 @@ class _Drawer:
         if not found:
             return
         ranges = ("short", "medium", "long", "all")
-        figure, axes = _figure(5, 3.6)
+        figure, axes = _figure(4.2, 3.7)
         present = [one for one in self.series if any(key[2] == one.name for key in found)]
         for index, one in enumerate(present):
             offset = (index - (len(present) - 1) / 2) * min(0.16, 0.6 / len(present))
@@ -190,12 +191,14 @@ class _Drawer:
                 row = next(row for row in result["tables"]["contacts"] if row["id"] == identifier)
                 precision = row["long_P@L"]
                 shown = "undefined" if precision is None else f"{precision:.2f}"
-                figure, axes = _figure(3.6, 3.9)
+                figure, axes = _figure(3.9, 3.7)
                 self._draw_map(axes, decode_map(result["maps"][identifier]), contacts, valid)
                 title = f"{_literal(identifier)}, {len(chain)} residues\n{_literal(name)}: long-range P@L {shown}"
                 axes.set_title(title, fontsize=10, color=_INK)
                 yield _picture(
-                    figure, f"Contact map of {identifier}: {name} above the diagonal, truth below; P@L {shown}"
+                    figure,
+                    f"Contact map of {identifier}: {name} above the diagonal, truth below; P@L {shown}",
+                    group=identifier,
                 )
 
     @staticmethod
@@ -216,8 +219,9 @@ class _Drawer:
         bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.75, pad=0.03)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8)
-        axes.text(0.97, 0.95, "model", ha="right", transform=axes.transAxes, fontsize=9, color=_INK)
-        axes.text(0.03, 0.03, "truth", transform=axes.transAxes, fontsize=9, color=_INK)
+        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
+        axes.text(0.97, 0.95, "model", ha="right", transform=axes.transAxes, fontsize=9, color=_INK, bbox=box)
+        axes.text(0.03, 0.03, "truth", transform=axes.transAxes, fontsize=9, color=_INK, bbox=box)
 
     def assays(self) -> Iterator[Picture]:
         """Spearman of each assay, models beside each other."""
@@ -227,7 +231,7 @@ class _Drawer:
             return
         first = values.get(self.baseline.name) or next(iter(values.values()))
         order = sorted(first, key=lambda name: -math.inf if math.isnan(first[name]) else first[name])
-        figure, axes = _figure(6, 1.2 + 0.27 * len(order))
+        figure, axes = _figure(5, 1.2 + 0.27 * len(order))
         axes.axvline(0, color="#B8B8B8", linewidth=0.8)
         for place, name in enumerate(order):
             across = [own[name] for own in values.values() if not math.isnan(own.get(name, math.nan))]
@@ -254,14 +258,14 @@ class _Drawer:
         metrics = [metric for metric in metrics_of(self.results) if metric.task == task]
         if not found or not metrics:
             return
-        figure, axes = _figure(6, 1.1 + 0.62 * len(metrics))
+        figure, axes = _figure(5, 1.1 + 0.62 * len(metrics))
         for index, one in enumerate(self.series):
             offset = (index - (len(self.series) - 1) / 2) * min(0.18, 0.7 / len(self.series))
             rows = [found.get((metric.table, metric.key, one.name)) for metric in metrics]
             places = [(place + offset, row) for place, row in enumerate(rows) if row]
             if places:
                 _error_bars(axes, places, self._style(one.name), horizontal=True)
-        axes.set_yticks(range(len(metrics)), [_wrapped(metric.label) for metric in metrics], fontsize=8)
+        axes.set_yticks(range(len(metrics)), [_wrapped(metric.label, 25) for metric in metrics], fontsize=8)
         axes.set_ylim(len(metrics) - 0.5, -0.5)
         axes.set_xlabel("geometric mean over proteins" if metrics[0].logarithm else "mean over proteins", fontsize=10)
         self._legend(figure, axes)
@@ -340,7 +344,7 @@ def _error_bars(
         axes.errorbar(where, values, yerr=spread, **common)
 
 
-def _shortened(name: str, most: int = 32) -> str:
+def _shortened(name: str, most: int = 26) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 

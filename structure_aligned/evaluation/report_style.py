@@ -25,7 +25,8 @@ tbody th { font-weight: 400; min-width: 11rem; }
 td.break { overflow-wrap: anywhere; min-width: 12rem; }
 .verdict { white-space: nowrap; font-weight: 600; }
 .better { color: #05603a; } .worse { color: #a8260b; } .neutral { color: var(--soft); font-weight: 400; }
-.why { color: var(--soft); font-size: 0.85em; white-space: normal; display: block; min-width: 8rem; }
+.why { color: var(--soft); font-size: 0.85em; white-space: normal; display: block; font-weight: 400; }
+td.verdict .why { min-width: 8rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem;
   margin: 0.8rem 0; align-items: start; }
 .wide { max-width: 42rem; }

@@ -78,7 +78,8 @@ class Task:
     ) -> dict[str, Any]:
         """All that the result is a function of: its key."""
         facts = checkpoint.facts
-        model = {"digest": facts.digest, "trunk_digest": facts.trunk_digest, "dtype": facts.dtype}
+        weights = facts.exact_trunk_digest if self.weights == "trunk" else facts.digest
+        model = {"digest": weights, "trunk_digest": facts.trunk_digest, "dtype": facts.dtype}
         if self.weights == "alignment":
             model["alignment"] = facts.alignment_digest
         return {
@@ -131,6 +132,11 @@ def decode_map(stored: dict[str, Any]) -> np.ndarray:
     return values.reshape(stored["length"], stored["length"]) / 255
 
 
+def _heads_kept(head: ContactRegression) -> str:
+    """What the L1 penalty has left: with none, all pairs have one probability, which explains equal results."""
+    return f"{int((head.weight != 0).sum())} of {head.weight.numel()}"
+
+
 def _contacts(head_class: type[ContactHead]) -> Callable[..., Result]:
     def run(
         checkpoint: LoadedCheckpoint, inputs: EvaluationInputs, options: EvaluationOptions, progress: bool
@@ -144,6 +150,7 @@ def _contacts(head_class: type[ContactHead]) -> Callable[..., Result]:
             "maps": receiver.maps,
             "calibration": receiver.calibration(),
             "fitted_on": [chain.id for chain in inputs.contact_chains],
+            "attention_heads": _heads_kept(head) if isinstance(head, ContactRegression) else None,
         }
 
     return run
@@ -244,7 +251,9 @@ def _tokens(
 ) -> Result:
     from .tokens import evaluate_structure_tokens
 
-    rows = evaluate_structure_tokens(checkpoint.aligned_model(), inputs.test_chains, checkpoint.tokenizer)
+    rows = evaluate_structure_tokens(
+        checkpoint.aligned_model(), inputs.test_chains, checkpoint.tokenizer, progress=progress
+    )
     return {"tables": {"tokens": rows}}
 
 

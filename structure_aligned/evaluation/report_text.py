@@ -25,7 +25,7 @@ def difference(row: Mapping[str, Any]) -> str:
         return MISSING
     if row["logarithm"]:
         return f"×{row['difference']:.3f}"
-    return f"{row['difference']:+.3f}".replace("-", "−")
+    return _signed(row["difference"])
 
 
 def interval(row: Mapping[str, Any], ratio: bool = False) -> str:
@@ -34,8 +34,12 @@ def interval(row: Mapping[str, Any], ratio: bool = False) -> str:
         return MISSING
     if ratio:
         return f"×{row['low']:.3f} to ×{row['high']:.3f}"
-    signed = "+" if "difference" in row else ""
-    return " to ".join(f"{row[end]:{signed}.3f}" for end in ("low", "high")).replace("-", "−")
+    written = _signed if "difference" in row else number
+    return " to ".join(written(row[end]) for end in ("low", "high"))
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−") if value else number(value)
 
 
 def duration(seconds: float | None) -> str:

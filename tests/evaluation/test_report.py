@@ -232,11 +232,32 @@ def test_families_side_by_side_and_a_bare_trunk(tmp_path, checkpoints, inputs):
 
 def test_without_matplotlib_there_are_tables(tmp_path, checkpoints, inputs, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    models = {"base": checkpoints / "esm", "other": checkpoints / "other"}
+    models = {"base": checkpoints / "esm", "other#1": checkpoints / "other", "other#2": checkpoints / "copy"}
     evaluate_models(models, inputs, tmp_path, OPTIONS, ("fitness",), progress=False)
     page = Page((tmp_path / "report.html").read_text())
+    assert page.problems == [] and "Over seeds" in page.text and "other (2 seeds)" in page.text
     assert 'pip install "structure-aligned[plot]"' in page.text
     assert not any(tag == "img" for tag, _ in page.tags) and any(tag == "table" for tag, _ in page.tags)
+
+
+def test_probes_and_tokens(tmp_path, checkpoints, inputs):
+    pytest.importorskip("structure_aligned.evaluation.probes")
+    pytest.importorskip("structure_aligned.evaluation.tokens")
+    models = {name: checkpoints / name for name in ("esm", "AMPLIFY", "bare")}
+    report = evaluate_models(models, inputs, tmp_path, OPTIONS, ("probes", "tokens"), progress=False)
+    assert report["failed"] == {}
+    assert set(report["results"]["tokens"]) == {"esm", "AMPLIFY"}
+    assert "no masked-LM head" in report["not_possible"]["tokens"]["bare"]
+    found = {(row["task"], row["key"]): row for row in report["summary"] if row["series"] == "AMPLIFY"}
+    assert {"secondary_structure", "structure_tokens"} <= {key for task, key in found if task == "probes"}
+    assert found["tokens", "token_accuracy"]["n"] == len(inputs.test_chains)
+    # The bare trunk is the first one's: the same probes, computed once.
+    assert len([name for name in report["run"]["computed"] if name.startswith("probes")]) == 2
+
+
+def test_a_task_that_is_not_installed_says_so(inputs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "structure_aligned.evaluation.probes", None)
+    assert "cannot be run by this installation" in report_tasks.TASKS["probes"].lacking(inputs)
 
 
 def test_what_cannot_be_run(tmp_path, checkpoints):
@@ -367,8 +388,10 @@ def test_inputs_are_drawn_and_named(tmp_path, folds):
 def test_budgets():
     assert position_fraction(["A" * 100] * 10, 10_000) == 0.1
     assert position_fraction(["A" * 10], 10_000) == 1
+    assert EvaluationOptions(max_proteins=10).probe_chains == 50
+    assert EvaluationOptions().probe_chains == 200
     assert EvaluationOptions().budget("fitness") == 2_500_000
-    assert EvaluationOptions(max_proteins=10).budget("perplexity") == 100_000
+    assert EvaluationOptions(max_proteins=10).budget("perplexity") == 50_000
     assert EvaluationOptions(max_proteins=10, perplexity_tokens=7).budget("perplexity") == 7
 
 

@@ -113,3 +113,11 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path, main, models, 
     with pytest.raises(SystemExit, match=re.escape(message)):
         main("--models", *models, "--output", tmp_path / "out", *more)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_not_there(root, tmp_path, main):
+    models = (f"good={root / 'good'}", f"gone={tmp_path / 'gone'}")
+    arguments = ("--dms", root / "dms", "--fitness_tokens", 800, "--output", tmp_path / "out", "--use_cpu")
+    with pytest.raises(SystemExit, match="error: .*gone"):
+        main("--models", *models, "--tasks", "fitness", *arguments)
+    assert len(list((tmp_path / "out" / "results").iterdir())) == 1  # the first model's is not lost
