@@ -93,6 +93,8 @@ _PUBLIC = {
     "inference.structure_tokens": ["predict_structure_tokens"],
     "training.adapters": ["AlignmentPeftModel", "add_lora", "four_bit_config", "load_adapters", "merge_adapters"],
     "structure.fetch": ["fetch_structures"],
+    "evaluation.report": ["evaluate_models"],
+    "evaluation.report_inputs": ["EvaluationInputs", "EvaluationOptions", "load_inputs"],
     "training.arguments": ["StructureAlignmentTrainingArguments"],
     "training.inspection": ["SelectionRecord", "selection_frequency", "selection_summary", "selection_table"],
     "training.selection_plot": ["plot_selection"],
@@ -147,6 +149,8 @@ if TYPE_CHECKING:
     from .evaluation.pair_head import PairHead
     from .evaluation.perplexity import PseudoPerplexity, pseudo_perplexity
     from .evaluation.probes import evaluate_labelled_sequences, evaluate_probes
+    from .evaluation.report import evaluate_models
+    from .evaluation.report_inputs import EvaluationInputs, EvaluationOptions, load_inputs
     from .evaluation.residue_labels import LabelledSequence, fold_class, read_residue_labels
     from .evaluation.separability import neighbour_purity, silhouettes
     from .evaluation.statistics import (

@@ -19,7 +19,7 @@ BELONGS = (
     *(CARD_NAME, "LICENSE*", "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "chat_template.*"),
     *("adapter_config.json", "training_run.json", "training_chains.tsv", "*_results.json", "results/*.json"),
-    *("contact_head.json", "*.png", "*.svg"),
+    *("structure_alignment.json", "contact_regression.json", "pair_head.json", "*.png", "*.svg"),
 )
 """Patterns of a model's files; others stay unless they are asked for."""
 
