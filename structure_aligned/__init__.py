@@ -84,8 +84,9 @@ _PUBLIC = {
     "evaluation.separability": ["neighbour_purity", "silhouettes"],
     "evaluation.tokens": ["evaluate_structure_tokens"],
     "hub.export": ["export_trunk"],
-    "hub.cards": ["ModelCardCallback", "write_model_card"],
-    "hub.push": ["push_to_hub"],
+    "hub.cards": ["ModelCardCallback", "add_results", "check_card", "write_model_card"],
+    "hub.push": ["PushPlan", "plan_push", "push_to_hub"],
+    "hub.run_facts": ["RunFacts"],
     "inference.embedding_files": ["read_embeddings"],
     "inference.embedding_folder": ["embed_fasta"],
     "inference.embeddings": ["SequenceEmbedding", "embed_sequences"],
@@ -163,9 +164,10 @@ if TYPE_CHECKING:
         paired_test,
     )
     from .evaluation.tokens import evaluate_structure_tokens
-    from .hub.cards import ModelCardCallback, write_model_card
+    from .hub.cards import ModelCardCallback, add_results, check_card, write_model_card
     from .hub.export import export_trunk
-    from .hub.push import push_to_hub
+    from .hub.push import PushPlan, plan_push, push_to_hub
+    from .hub.run_facts import RunFacts
     from .inference.embedding_files import read_embeddings
     from .inference.embedding_folder import embed_fasta
     from .inference.embeddings import SequenceEmbedding, embed_sequences

@@ -113,6 +113,8 @@ def _about(facts: RunFacts, recipe: bool) -> dict[str, Any]:
         "width of the pGNN's embeddings": facts.structure_dim,
         "reference model": facts.reference,
     }
+    if facts.adapters:
+        rows["adapters"] = facts.adapters
     # What only a trained model has is not unknown of a recipe: there is none.
     return {name: value for name, value in rows.items() if value is not None or not recipe}
 
@@ -215,11 +217,14 @@ def _limits(facts: RunFacts, tables: Sequence[ResultTable], recipe: bool) -> lis
     if missing and not recipe:
         limits.append(f"Not measured in this card: {', '.join(missing)}. Nothing is claimed about them.")
     limits.append(_bias(facts, recipe))
-    if any(table.title == TRAINER_TITLE for table in tables) and not facts.splits:
+    validated = any(table.title == TRAINER_TITLE for table in tables)
+    if validated and not facts.splits:
         limits.append(
             "Whether chains of the validation split have relatives in the training set is not known; if so, its "
             "figures say little about new proteins."
         )
+    if validated and (facts.arguments.get("load_best_model_at_end") or {}).get("value"):
+        limits.append("The validation split also decided which checkpoint was kept, so its figures flatter the model.")
     limits += [
         "The training sees single chains without partners, ligands or water, and one conformation of each.",
         "Structure tasks can cost some masked language modelling; compare pseudo-perplexity with the base model.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -53,7 +54,7 @@ def write_model_card(
 
     Args:
         folder (`str` or `os.PathLike`): Of the saved model.
-        trainer ([`StructureAlignmentTrainer`], *optional*): That trained it.
+        trainer ([`StructureAlignmentTrainer`], *optional*): That trained it; only its main process writes.
         facts ([`RunFacts`], *optional*): Instead of a trainer; by default those written before, else what the
             configuration and the weights tell.
         results (`list[str]`, *optional*): JSON files in the folder with the Trainer's metrics, first of after and then
@@ -73,6 +74,8 @@ def write_model_card(
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; save the model there first.")
     if trainer is not None:
+        if not trainer.is_world_process_zero():
+            return folder / CARD_NAME
         facts = RunFacts.of_trainer(trainer)
         facts.results = _own_results(folder, trainer)
     elif facts is None:
@@ -240,8 +243,10 @@ def _write(folder: Path, facts: RunFacts) -> Path:
     path = folder / CARD_NAME
     if path.is_file() and not facts.adapters and file_digest(path) != RunFacts.of_folder(folder).card:
         # PEFT writes its own into folders of adapters; any other is somebody's work.
-        path.replace(folder / PREVIOUS_NAME)
-        logger.warning(f"{path} was not written by this package, or was edited; it is now {PREVIOUS_NAME}.")
+        names = itertools.chain([PREVIOUS_NAME], (f"README.previous-{number}.md" for number in itertools.count(2)))
+        kept = next(folder / name for name in names if not (folder / name).exists())
+        path.replace(kept)
+        logger.warning(f"{path} was not written by this package, or was edited; it is now {kept.name}.")
     card.save(path)
     facts.card = file_digest(path)
     facts.write(folder)

@@ -7,21 +7,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 
 from .cards import CARD_NAME, check_card
+from .results import named_files
 
 
 BELONGS = (
     *(CARD_NAME, "LICENSE*", "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "chat_template.*"),
+<<<<<<< HEAD
     *("adapter_config.json", "training_run.json", "training_chains.tsv", "*_results.json", "results/*.json"),
     *("structure_alignment.json", "contact_regression.json", "pair_head.json", "*.png", "*.svg"),
+=======
+    *("adapter_config.json", "training_run.json", "training_chains.tsv", "*_head.json", "*.png", "*.svg"),
+>>>>>>> wt-cards
 )
-"""Patterns of a model's files; others stay unless they are asked for."""
+"""Patterns of a model's files. Results go where the card names them, others stay unless they are asked for."""
 
 _NEVER = (
     ("a checkpoint of the training", ("checkpoint-*/*", "*/checkpoint-*/*")),
@@ -111,13 +117,13 @@ def plan_push(
     validate_repo_id(repo_id)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; expected the one of a saved model.")
-    check_card(folder)
+    results = named_files(check_card(folder).text)
     files, left_out = {}, {}
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
         name = path.relative_to(folder).as_posix()
-        if (reason := _why_not(name, include)) is None:
+        if (reason := _why_not(name, (*include, *map(escape, results)))) is None:
             files[name] = path.stat().st_size
         else:
             left_out[name] = reason
@@ -210,9 +216,11 @@ def _why_not(name: str, include: Sequence[str]) -> str | None:
             return reason
     if any(fnmatch(name, pattern) for pattern in include):
         return None
-    # fnmatch's * goes across folders: a model's own files lie at the top or in results/.
-    if any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in BELONGS):
+    # At the top of the folder only, where Transformers looks for them.
+    if "/" not in name and any(fnmatch(name, pattern) for pattern in BELONGS):
         return None
+    if name.endswith("_results.json") or name.startswith("results/"):
+        return "results that the card does not name"
     return "no part of a model (include=… sends it all the same)"
 
 

@@ -126,6 +126,11 @@ def file_digest(path: str | os.PathLike) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def named_files(text: str) -> list[str]:
+    """Files of results that a card names."""
+    return [name for name, _ in _FILE.findall(text)]
+
+
 def check_results(folder: str | os.PathLike, text: str, values: Iterable[float] = ()) -> None:
     """
     Raises `ValueError` where a card states results without their file.
@@ -197,10 +202,10 @@ def _report_table(name: str, report: Mapping[str, Any], files: dict[str, str], s
             extra[f"{'ratio to' if row['logarithm'] else 'difference from'} {baseline}"] = found["difference"]
             extra |= {"low": found["low"], "high": found["high"], "p (Holm)": found["holm"]}
         interval = None if row["low"] is None or row["high"] is None else (row["low"], row["high"])
-        key = f"{row['task']}/{row['table']}/{row['key']}"
-        rows.append(
-            CardResult(row["label"], _dataset_of(report, row), row["label"], row["value"], interval, extra, key)
-        )
+        # Means of logarithms are stored as geometric means of what they are logarithms of.
+        key = f"{row['task']}/{row['table']}/{row['key'].removeprefix('log_' if row['logarithm'] else '')}"
+        label, dataset = row["label"], _dataset_of(report, row)
+        rows.append(CardResult(label, dataset, label, row["value"], interval, extra, key))
     if not rows:
         raise ValueError(f"{name} has no headline result of {series!r}.")
     note = f"This model is `{series}` there; low and high bound the difference or ratio (95 %)."

@@ -72,7 +72,7 @@ class RunFacts:
         run (`dict`): `steps`, `max_steps`, `epochs`, `kept_step`, `resumed_at`, `hours`, `processes`, `hardware`,
             `date` and `finished`.
         versions (`dict[str, str]`): Of Python and the packages.
-        adapters (`bool`): Whether the folder holds adapters (PEFT) instead of a whole model.
+        adapters (`str`): What adapters (PEFT) the folder holds instead of a whole model.
         results (`list[dict]`): What the card's tables come from: names of JSON `files` in the folder, and what these
             call the `model`.
         card (`str`): SHA-256 of the card as it was written, to notice what others write into it.
@@ -95,7 +95,7 @@ class RunFacts:
     arguments: dict[str, dict[str, Any]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    adapters: bool = False
+    adapters: str | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
     card: str | None = None
 
@@ -111,7 +111,9 @@ class RunFacts:
                     "structure_aligned?"
                 )
             return cls(**stored)
-        facts = cls(name=folder.resolve().name, adapters=(folder / "adapter_config.json").is_file())
+        facts = cls(name=folder.resolve().name)
+        if (folder / "adapter_config.json").is_file():
+            facts.adapters = _adapters(json.loads((folder / "adapter_config.json").read_text()))
         if (folder / "config.json").is_file():
             config = json.loads((folder / "config.json").read_text())
             heads = config.get("structure_alignment") or {}
@@ -126,7 +128,7 @@ class RunFacts:
     ) -> RunFacts:
         """What a [`StructureAlignmentTrainer`] knows; `data` where it is known already and need not be counted."""
         model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
-        heads = getattr(model.config, "structure_alignment", None) or {}
+        heads, peft = getattr(model.config, "structure_alignment", None) or {}, getattr(model, "peft_config", None)
         base_model, base_note = base_of(model)
         if data is None:
             evaluation = trainer.eval_dataset
@@ -158,7 +160,7 @@ class RunFacts:
             arguments=arguments,
             run=run_state(trainer, finished),
             versions=versions(),
-            adapters=hasattr(model, "peft_config"),
+            adapters=_adapters(next(iter(peft.values())).to_dict()) if peft else None,
         )
 
     def write(self, folder: str | os.PathLike) -> Path:
@@ -272,6 +274,13 @@ def _parameters(model: PreTrainedModel) -> tuple[int | None, int | None]:
     heads = sum(number for name, number in count.items() if "alignment." in name and "original_module" not in name)
     others = sum(number for name, number in count.items() if "alignment." not in name)
     return others, heads
+
+
+def _adapters(config: dict[str, Any]) -> str:
+    """In words, from PEFT's configuration."""
+    kind, targets = config.get("peft_type"), config.get("target_modules")
+    where = ", ".join(sorted(targets)) if isinstance(targets, (list, set, tuple)) else targets
+    return f"{getattr(kind, 'value', kind)}, rank {config.get('r')}, alpha {config.get('lora_alpha')}, on {where}"
 
 
 def _stored_parameters(folder: Path) -> tuple[int | None, int | None]:

@@ -36,6 +36,8 @@ JUNK = {
     "synthetic_folds/train/a.cif": "no part of a model",
     "runs/events.out": "no part of a model",
     "train_results.txt": "no part of a model",
+    "all_results.json": "results that the card does not name",
+    "results/of_an_earlier_training.json": "results that the card does not name",
 }
 
 
@@ -129,10 +131,10 @@ def test_a_token_is_in_no_error_log_or_file(folder, online, caplog, capsys, monk
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("results/notes.json", f'{{"token": "{TOKEN}"}}', "looks like an access token"),
+        ("config.json", f'{{"token": "{TOKEN}"}}', "looks like an access token"),
         ("vocab.txt", "x ghp_" + "a1" * 20, "looks like an access token"),
         ("LICENSE", "-----BEGIN RSA PRIVATE KEY-----\n", "looks like an access token"),
-        ("results/secret.json", "{}", "looks like a secret by its name"),
+        ("LICENSE.secret", "{}", "looks like a secret by its name"),
     ],
 )
 def test_secrets_are_refused_and_not_shown(folder, name, content, message):
