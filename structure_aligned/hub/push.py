@@ -20,12 +20,8 @@ from .results import named_files
 BELONGS = (
     *(CARD_NAME, "LICENSE*", "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "chat_template.*"),
-<<<<<<< HEAD
-    *("adapter_config.json", "training_run.json", "training_chains.tsv", "*_results.json", "results/*.json"),
-    *("structure_alignment.json", "contact_regression.json", "pair_head.json", "*.png", "*.svg"),
-=======
-    *("adapter_config.json", "training_run.json", "training_chains.tsv", "*_head.json", "*.png", "*.svg"),
->>>>>>> wt-cards
+    *("adapter_config.json", "training_run.json", "training_chains.tsv", "*.png", "*.svg"),
+    *("structure_alignment.json", "contact_regression.json", "*_head.json"),
 )
 """Patterns of a model's files. Results go where the card names them, others stay unless they are asked for."""
 
