@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import atexit
+from functools import cache, partial
 from typing import Any
 
 import torch.distributed as dist
@@ -63,13 +64,15 @@ class RankCheck:
         self._group: dist.ProcessGroup | None = None
 
     def __enter__(self) -> RankCheck:
-        if is_distributed() and dist.get_backend() != "gloo":
-            self._group = dist.new_group(backend="gloo")
+        if is_distributed():
+            if dist.get_backend() == "gloo":
+                _leave_at_exit()
+            else:
+                self._group = dist.new_group(backend="gloo")
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._group is not None:
-            # Left to the interpreter's end, its threads would abort the process.
             dist.destroy_process_group(self._group)
             self._group = None
 
@@ -94,3 +97,9 @@ class RankCheck:
         if failed:
             listed = "; ".join(f"rank {rank}: {text}" for rank, text in failed.items())
             raise RuntimeError(f"This rank stops because another could not load its batch ({listed}).")
+
+
+@cache
+def _leave_at_exit() -> None:
+    """A gloo group that is left to the interpreter's end aborts the process now and then, by its threads (SIGABRT)."""
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
