@@ -86,7 +86,8 @@ def write_inputs(folder):
     # Sound files of the wanted entries are kept, and nothing is asked of a server.
     write_mmcif(single, folder / "pdb_files" / "1abc.cif.gz")
     (folder / "ids.txt").write_text("1abc\n")
-    (folder / "pdb_cluster.tsv").write_text("".join(f"{chain.id}\t{chain.id}\n" for chain in chains[:11]))
+    members = [(chain.id, chain.id) for chain in chains[:11]] + [(chains[0].id, single.id)]
+    (folder / "pdb_cluster.tsv").write_text("".join(f"{first}\t{member}\n" for first, member in members))
     torch.save(dict(untrained_gearnet([16, 16]).state_dict()), folder / "mc_gearnet_edge.pth")
     for name in ("esm2_t6_8M_UR50D", "esm2_t12_35M_UR50D", "esm2_t33_650M_UR50D"):
         EsmForMaskedLM(esm2_config(1, 32, 4)).save_pretrained(folder / "facebook" / name)

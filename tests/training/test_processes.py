@@ -83,7 +83,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, family):
         assert torch.equal(value, found[name]), name
 
 
-@pytest.mark.parametrize("family", list(tiny.FAMILIES))
+@pytest.mark.parametrize("family", ["esm", pytest.param("AMPLIFY", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(tmp_path, family):
     """MLM and token task: the same proteins a step, once in two micro-batches and once on two ranks."""
     options = {
@@ -201,6 +201,7 @@ def test_negatives_of_two_processes_equal_one_on_the_concatenation(tmp_path, cas
     assert largest_difference(parameters(tmp_path / "one"), parameters(tmp_path / "two"), start) < 1e-9
 
 
+@pytest.mark.slow
 def test_own_negatives_of_two_processes_are_another_loss(tmp_path):
     """The test above can fail."""
     options = {"rows": 16, "batching": "proteins", "max_steps": 1} | PLAIN_STEPS
