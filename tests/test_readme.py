@@ -80,6 +80,7 @@ def write_inputs(folder):
         (folder / name).mkdir()
         for index, chain in enumerate(some):
             quality = {"method": "X-RAY DIFFRACTION", "resolution": 1.5 if index < 5 else 2.5, "r_free": 0.19}
+            quality["predicted"] = False
             write_mmcif(replace(chain, **quality), folder / name / f"{chain.entry_id}.cif.gz")
     single = replace(chains[0], entry_id="1abc")
     write_mmcif(single, folder / "1abc.cif.gz")
@@ -115,6 +116,8 @@ def command_of(line):
     added = ADDED[script] if "--cache_dir" not in words else ()
     if script == "train.py" and "--dataset" not in words:
         added += FRESH
+    if "--validation_fraction" in words:
+        added += ("--validation_fraction", "0.3")  # of a dozen chains
     return [sys.executable, *words, *added]
 
 
