@@ -41,6 +41,7 @@ ADDED = {
     "embed.py": (),
     "export.py": (),
     "fetch_structures.py": (),
+    "push.py": (),
     "score_mutations.py": (),
 }
 
