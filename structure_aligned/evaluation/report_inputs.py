@@ -36,9 +36,9 @@ class EvaluationOptions:
         num_probe_chains (`int`, *optional*, defaults to 200): Training chains for the probes.
         max_train_residues (`int`, *optional*, defaults to 20000): Of these that a probe is fitted on.
         perplexity_tokens (`int`, *optional*): Tokens that one model reads for the one-by-one perplexity of one set,
-            which sets the share of residues that are masked; 400,000, or 5,000 · `max_proteins` if less.
+            which sets the share of residues that are masked; 250,000, or 5,000 · `max_proteins` if less.
         fitness_tokens (`int`, *optional*): The same for all assays together, which sets the share of their positions;
-            2,500,000, or 5,000 · `max_proteins` if less.
+            1,500,000, or 5,000 · `max_proteins` if less.
         strategy (`str`, *optional*, defaults to `"masked-marginals"`): Of [`score_mutations`].
         max_tokens (`int`, *optional*, defaults to 4096): Of a batch.
         num_examples (`int`, *optional*, defaults to 4): Proteins whose contact maps are drawn.
@@ -67,8 +67,8 @@ class EvaluationOptions:
     def budget(self, name: str) -> int:
         """Of `"perplexity"` or `"fitness"`, in tokens."""
         given, default = {
-            "perplexity": (self.perplexity_tokens, 400_000),
-            "fitness": (self.fitness_tokens, 2_500_000),
+            "perplexity": (self.perplexity_tokens, 250_000),
+            "fitness": (self.fitness_tokens, 1_500_000),
         }[name]
         quick = default if self.max_proteins is None else min(default, 5_000 * self.max_proteins)
         return quick if given is None else given

@@ -390,7 +390,7 @@ def test_budgets():
     assert position_fraction(["A" * 10], 10_000) == 1
     assert EvaluationOptions(max_proteins=10).probe_chains == 50
     assert EvaluationOptions().probe_chains == 200
-    assert EvaluationOptions().budget("fitness") == 2_500_000
+    assert EvaluationOptions().budget("fitness") == 1_500_000
     assert EvaluationOptions(max_proteins=10).budget("perplexity") == 50_000
     assert EvaluationOptions(max_proteins=10, perplexity_tokens=7).budget("perplexity") == 7
 
