@@ -32,6 +32,9 @@ class ModelArguments:
     num_hidden_layers: int = field(default=6, metadata={"help": "Layers of a fresh model."})
     hidden_size: int = field(default=320, metadata={"help": "Width of a fresh model."})
     num_attention_heads: int = field(default=20, metadata={"help": "Attention heads of a fresh model."})
+    attention: str | None = field(
+        default=None, metadata={"help": "Attention implementation of Transformers: sdpa, eager, …"}
+    )
     pgnn: str = field(
         default="gearnet",
         metadata={"help": "Folder or weights file of a pGNN; gearnet or proteinmpnn for an untrained one."},
@@ -57,7 +60,7 @@ def parse_arguments(
     argv: list[str], classes: tuple[type, type, type], output_dir: str, without_data: Path | None = None
 ) -> tuple:
     """
-    Instances of `classes` from the command line, whose first argument may be a file of options.
+    Instances of `classes` from the command line, which may begin with files of options; the later ones win.
 
     Args:
         without_data (`Path`, *optional*): The file for a command line that names neither a file nor any data.
@@ -65,12 +68,12 @@ def parse_arguments(
     parser = HfArgumentParser(list(classes))
     parser.set_defaults(eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True)
     parser.set_defaults(metric_for_best_model="eval_loss", output_dir=output_dir, logging_steps=10)
-    path = without_data
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        path, argv = Path(argv[0]), argv[1:]
-    elif any(option.split("=")[0] in ("--structures", "--dataset") for option in argv):
-        path = None
-    if path is not None:
+    paths = []
+    while argv and argv[0].endswith((".yaml", ".yml")):
+        paths, argv = [*paths, Path(argv[0])], argv[1:]
+    if not paths and not any(option.split("=")[0] in ("--structures", "--dataset") for option in argv):
+        paths = [] if without_data is None else [without_data]
+    for path in paths:
         options = yaml.safe_load(path.read_text()) or {}
         if unknown := sorted(set(options) - {action.dest for action in parser._actions}):
             raise ValueError(f"{path} has unknown options {unknown}; `--help` lists the known ones.")
@@ -81,7 +84,9 @@ def parse_arguments(
 def start_process(training_args: StructureAlignmentTrainingArguments) -> None:
     set_seed(training_args.seed)
     if training_args.device.type == "cpu" and training_args.world_size == 1:
-        torch.set_num_threads(os.cpu_count() or 1)  # accelerate launch leaves a process one thread
+        # accelerate launch leaves a process one thread. As many as cores, those of `taskset` where it shares them out.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(cores or 1)
 
 
 def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path) -> datasets.DatasetDict:
@@ -109,6 +114,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer; further options are for `from_pretrained`."""
     heads: dict[str, Any] = {"structure_dim": structure_dim}
+    if args.attention is not None:
+        options["attn_implementation"] = args.attention
     if args.model_name_or_path is not None:
         model = AutoModelForStructureAlignment.from_pretrained(
             args.model_name_or_path, structure_alignment=heads, **options
@@ -116,7 +123,7 @@ def load_model(
         return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
     sizes = (args.num_hidden_layers, args.hidden_size, args.num_attention_heads)
     config, tokenizer = fresh_trunk(args.model_type, *sizes, structure_alignment=heads)
-    return AutoModelForStructureAlignment.from_config(config), tokenizer
+    return AutoModelForStructureAlignment.from_config(config, **options), tokenizer
 
 
 def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:

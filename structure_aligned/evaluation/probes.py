@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,19 +104,24 @@ def evaluate_probes(
             return None
         return fold_classes.get(chain.id) if isinstance(fold_classes, Mapping) else fold_classes(chain)
 
-    def labelled(chains: Sequence[ProteinChain]) -> list[LabelledSequence]:
-        return [
-            LabelledSequence(
-                chain.id,
-                chain.sequence,
-                {task: RESIDUE_TASKS[task](chain) for task in tasks if task in RESIDUE_TASKS},
-                class_of(chain),
-            )
-            for chain in chains
-        ]
+    train, test = (label_chains(chains, tasks, class_of) for chains in (train_chains, test_chains))
+    probing = Probing(max_train_residues, separability_residues, k, C, max_iter, max_tokens, seed, progress)
+    return probing.run(model, train, test, tokenizer, list(tasks))
 
-    probing = _Probing(max_train_residues, separability_residues, k, C, max_iter, max_tokens, seed, progress)
-    return probing.run(model, labelled(train_chains), labelled(test_chains), tokenizer, list(tasks))
+
+def label_chains(
+    chains: Sequence[ProteinChain],
+    tasks: Sequence[str],
+    class_of: Callable[[ProteinChain], str | None] = lambda chain: None,
+) -> list[LabelledSequence]:
+    """Chains with the labels of residue tasks, and the class that `class_of` gives."""
+    residue_tasks = [task for task in tasks if task in RESIDUE_TASKS]
+    return [
+        LabelledSequence(
+            chain.id, chain.sequence, {task: RESIDUE_TASKS[task](chain) for task in residue_tasks}, class_of(chain)
+        )
+        for chain in chains
+    ]
 
 
 def evaluate_labelled_sequences(
@@ -161,12 +166,14 @@ def evaluate_labelled_sequences(
     for item in (*fitted, *splits[test]):
         if absent := [task for task in tasks if task != FOLD_TASK and task not in item.labels]:
             raise ValueError(f"{item.id} has labels for {', '.join(item.labels)} but not for {', '.join(absent)}.")
-    probing = _Probing(max_train_residues, separability_residues, k, C, max_iter, max_tokens, seed, progress)
+    probing = Probing(max_train_residues, separability_residues, k, C, max_iter, max_tokens, seed, progress)
     return probing.run(model, fitted, splits[test], tokenizer, list(tasks))
 
 
 @dataclass
-class _Probing:
+class Probing:
+    """Draws residues, fits a probe per task and judges it: what both kinds of embeddings share."""
+
     max_train_residues: int
     separability_residues: int
     k: int
@@ -191,11 +198,20 @@ class _Probing:
         tokenizer: PreTrainedTokenizerBase | None,
         tasks: list[str],
     ) -> list[dict[str, Any]]:
+        tokenizer = tokenizer_of(model.config) if tokenizer is None else tokenizer
+        return self.judge(_States(model, tokenizer, self.max_tokens, self.progress), train, test, tasks)
+
+    def judge(
+        self,
+        states: _States | EmbeddedChains,
+        train: Sequence[LabelledSequence],
+        test: Sequence[LabelledSequence],
+        tasks: list[str],
+    ) -> list[dict[str, Any]]:
+        """Rows of the test chains, from wherever their embeddings come."""
         if not tasks:
             raise ValueError("tasks is empty; expected at least one.")
         _check_sets(train, test)
-        tokenizer = tokenizer_of(model.config) if tokenizer is None else tokenizer
-        states = _States(model, tokenizer, self.max_tokens, self.progress)
         residue_tasks = [task for task in tasks if task != FOLD_TASK]
         probes = self._fit(states, train, residue_tasks, FOLD_TASK in tasks)
 
@@ -316,6 +332,16 @@ class _States:
         sequences = [item.sequence for item in items]
         shown = description if self.progress else None
         return stream_hidden_states(self.model, sequences, self.tokenizer, self.max_tokens, shown)
+
+
+@dataclass
+class EmbeddedChains:
+    """Residue embeddings that are there already, by the name of the chain: `(L, width)` arrays."""
+
+    embeddings: Mapping[str, np.ndarray]
+
+    def of(self, items: Sequence[LabelledSequence], description: str) -> Iterator[tuple[int, np.ndarray]]:
+        return ((index, self.embeddings[item.id]) for index, item in enumerate(items))
 
 
 @dataclass

@@ -27,6 +27,8 @@ class GearNetConfig(PreTrainedConfig):
         short_cut (`bool`, *optional*, defaults to `True`): Residual connections between layers of equal width.
         embedding_layers (`str`, *optional*, defaults to `"last"`): What `embed` and `embed_batch` return, the `"last"`
             layer or `"all"` of them side by side. No weight depends on it.
+        use_residue_types (`bool`, *optional*, defaults to `True`): Without, every residue counts as unknown, and
+            embeddings are of the geometry alone.
         radius (`float`, *optional*, defaults to 10.0): Reach of the spatial edges in Å.
         num_neighbors (`int`, *optional*, defaults to 10): Nearest neighbours of each residue.
         min_distance (`int`, *optional*, defaults to 5): Least sequence separation of those two kinds of edges.
@@ -40,6 +42,7 @@ class GearNetConfig(PreTrainedConfig):
     num_angle_bin: int | None = 8
     short_cut: bool = True
     embedding_layers: str = "last"
+    use_residue_types: bool = True
     radius: float | int = 10.0
     num_neighbors: int = 10
     min_distance: int = 5

@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from structure_aligned.structure.chain import ProteinChain
 from structure_aligned.structure.graph import (
     NODE_FEATURE_DIM,
+    UNKNOWN_RESIDUE,
     ResidueGraph,
     as_coordinates,
     edge_features,
@@ -212,6 +213,8 @@ class GearNetModel(GearNetPreTrainedModel):
         """
         config, dtype = self.config, self.layers[0].linear.weight.dtype
         ca = as_coordinates(ca)
+        if not config.use_residue_types:
+            residue_types = torch.full_like(residue_types, UNKNOWN_RESIDUE)
         edges = _sorted_edges(edges, len(ca), config.num_relation)
         source, target, relation = edges.unbind(1)
         cell = target * config.num_relation + relation
@@ -285,6 +288,8 @@ class GearNetModel(GearNetPreTrainedModel):
             "short_cut": config.short_cut,
             "embedding_layers": config.embedding_layers,
             **config.graph_options,
+            # Only where it differs, so that the digests of published weights stay what they were.
+            **({} if config.use_residue_types else {"use_residue_types": False}),
         }
         return digest_of(self, fields)
 

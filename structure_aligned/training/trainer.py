@@ -37,6 +37,9 @@ from .reference import make_reference
 from .running import LOSS_NAMES, SELECTED_LOSSES, RunningSums, selection_logs, selection_sums
 
 
+LATENT_HEADS = ("sequence_projection", "structure_projection", "logit_scale")
+
+
 class StructureAlignmentTrainer(Trainer):
     """
     [`Trainer`] that aligns a protein language model with structures.
@@ -81,9 +84,11 @@ class StructureAlignmentTrainer(Trainer):
         datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         for dataset in (self.train_dataset, *datasets):
             self._check_dataset(dataset)
+        # Contacts are no task here: without a gradient the head would stop DDP, and it must stay as it was. The same
+        # goes for the heads of a task of weight 0, which is not computed.
+        frozen = ["contact_head"] if weights.latent else ["contact_head", *LATENT_HEADS]
         for name, parameter in model.named_parameters():
-            # Contacts are no task here: without a gradient the head would stop DDP, and it must stay as it was.
-            if "contact_head" in name:
+            if any(part in name for part in frozen):
                 parameter.requires_grad_(False)
         self._set_epoch = _SetEpoch(data_collator)
         self.add_callback(self._set_epoch)
@@ -218,7 +223,8 @@ class StructureAlignmentTrainer(Trainer):
         Selected, weighted total of a micro-batch, scaled so that gradients averaged over ranks add up to the
         gradient of the whole batch.
         """
-        outputs = self._forward(model, inputs)
+        skipped = () if self.args.latent_weight or not model.training else ("structure_embeddings",)
+        outputs = self._forward(model, {name: inputs[name] for name in inputs if name not in skipped})
         losses = self._residue_losses(outputs, inputs, self.args.negatives)
         kept, excess = self.select(losses, inputs)
         counts = self._kept_counts(self._available(inputs)) if num_items_in_batch is None else num_items_in_batch

@@ -122,7 +122,7 @@ def test_models_of_both_families(family, chains):
 
 
 def test_residues_are_drawn_by_seed_within_bounds(chains):
-    probing = probes._Probing(500, 90, 10, 1.0, 100, 4096, 0, False)
+    probing = probes.Probing(500, 90, 10, 1.0, 100, 4096, 0, False)
     items = [
         LabelledSequence(chain.id, chain.sequence, {"secondary_structure": secondary_structure_labels(chain)})
         for chain in chains[0]
