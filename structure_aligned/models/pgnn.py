@@ -23,6 +23,10 @@ from .weights import read_tensors
 
 logger = logging.get_logger(__name__)
 
+SHIPPED_PGNNS = {"gearnet-small": Path(__file__).parent / "pretrained" / "gearnet_small"}
+"""Pre-trained networks that come with the package, by the name that `StructureDatasetBuilder(pgnn=…)` and `--pgnn`
+take. What they are and were trained on is in the README.md beside them."""
+
 
 @dataclass(frozen=True)
 class PgnnFamily:
@@ -65,9 +69,9 @@ def load_pgnn(
 
     Args:
         pgnn (`str` or `os.PathLike`): A folder written by `save_pretrained`; a weights file as its authors publish it
-            (GearNet's `mc_gearnet_edge.pth`, ProteinMPNN's `v_48_020.pt`); or the name of a family, `"gearnet"` or
-            `"proteinmpnn"`, for an *untrained* network. An object with `embed_batch` and `output_dim` is returned as
-            it is.
+            (GearNet's `mc_gearnet_edge.pth`, ProteinMPNN's `v_48_020.pt`); `"gearnet-small"`, the small pre-trained
+            one that comes with this package; or the name of a family, `"gearnet"` or `"proteinmpnn"`, for an
+            *untrained* network. An object with `embed_batch` and `output_dim` is returned as it is.
         device, dtype: Where and in which precision it computes.
         width (`int`, *optional*): Of an untrained network; else its family's own.
     """
@@ -78,7 +82,7 @@ def load_pgnn(
             f"A {type(pgnn).__name__} is no pGNN; expected a path, one of {', '.join(PGNN_FAMILIES)}, or an object "
             "with output_dim and embed_batch(list of ProteinChain) -> list of (L, output_dim) tensors."
         )
-    path = Path(pgnn)
+    path = SHIPPED_PGNNS.get(str(pgnn), Path(pgnn))
     if path.is_dir():
         network = _family_of_folder(path).model_class.from_pretrained(path)
     elif path.is_file():
@@ -92,7 +96,8 @@ def load_pgnn(
     else:
         raise ValueError(
             f"There is no pGNN at {path}. Give a folder written by save_pretrained, a weights file as published "
-            "(GearNet's mc_gearnet_edge.pth of Zenodo record 7593637, ProteinMPNN's v_48_020.pt), or one of "
+            "(GearNet's mc_gearnet_edge.pth of Zenodo record 7593637, ProteinMPNN's v_48_020.pt), "
+            f"{', '.join(SHIPPED_PGNNS)} for the small one that comes with this package, or one of "
             f"{', '.join(PGNN_FAMILIES)} for an untrained network."
         )
     return network.eval().requires_grad_(False).to(device=device, dtype=dtype)
