@@ -66,7 +66,7 @@ def _contact_metrics(task: str, source: str) -> list[Metric]:
     metrics = []
     for name, label in reversed(_RANGE_LABELS.items()):
         for top in TOP_FRACTIONS:
-            headline = name == "long" and top in ("P@L", "P@L/5")
+            headline = (name, top) in (("all", "P@L"), ("long", "P@L"), ("long", "P@L/5"))
             metrics.append(
                 Metric(task, "contacts", f"{name}_{top}", f"Contacts {source}, {label}, {top}", headline=headline)
             )

@@ -10,7 +10,12 @@ import pytest
 import torch
 import yaml
 
-from structure_aligned import AutoModelForStructureAlignment, sequence_digest, write_synthetic_folds
+from structure_aligned import (
+    AutoModelForStructureAlignment,
+    load_adapters,
+    sequence_digest,
+    write_synthetic_folds,
+)
 from structure_aligned.data.relatives import entry_of
 from structure_aligned.data.seen import RECORD_NAME, read_training_chains, training_chains_of
 from structure_aligned.models.pgnn import untrained_gearnet
@@ -110,10 +115,16 @@ def test_train_with_other_selections(reference, tmp_path, call, options):
 def test_every_row_of_the_ablations_trains(reference, tmp_path, call, path):
     root, _ = reference
     inputs = ("--dataset", root / "dataset", "--reference_model", root / "reference")
+    options = yaml.safe_load(path.read_text())
+    if options.get("use_lora"):
+        inputs += ("--model_name_or_path", root / "reference")
     call("train", path, *inputs, *ONE_EPOCH, "--output_dir", tmp_path, "--cache_dir", tmp_path.parent / "losses")
-    model = AutoModelForStructureAlignment.from_pretrained(tmp_path)
+    if options.get("use_lora"):
+        model = load_adapters(root / "reference", tmp_path)
+    else:
+        model = AutoModelForStructureAlignment.from_pretrained(tmp_path)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    selects = path.stem not in ("no_selection", "mlm_only")
+    selects = options.get("selection_ratio") != 1.0 and path.stem != "mlm_only"
     assert bool(kept_fraction(tmp_path)) == selects
 
 

@@ -127,6 +127,28 @@ def test_training_changes_what_it_should(tmp_path):
     assert trainer.model.config.structure_alignment["pgnn"] == "tiny"
 
 
+def test_a_latent_task_of_weight_0_is_not_computed_and_changes_nothing(tmp_path):
+    rows = [tiny.row(index) for index in range(4)]
+    model = tiny.esm_model().double()
+    expected = accumulated(make_trainer(tmp_path, model, latent_weight=1e-300), rows, 4)[1]
+    trainer = make_trainer(tmp_path, model, train=tiny.dataset(8), latent_weight=0.0, max_steps=2, logging_steps=1)
+    heads = {
+        name for name, parameter in model.named_parameters() if not parameter.requires_grad and "alignment" in name
+    }
+    assert {name.split(".")[1] for name in heads} == {"sequence_projection", "structure_projection", "logit_scale"}
+    model.train()
+    found = accumulated(trainer, rows, 4)[1]
+    assert found.keys() == expected.keys() - heads
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-12, atol=1e-15)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name in heads}
+    trainer.train()
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in start.items())
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs and not any("seq_to_struct_loss" in entry for entry in logs)
+    assert "eval_seq_to_struct_loss" in trainer.evaluate(tiny.dataset(4))
+
+
 @pytest.mark.parametrize("family", list(tiny.FAMILIES))
 def test_heads_have_their_own_learning_rate(tmp_path, family):
     model = tiny.FAMILIES[family].model()
