@@ -117,6 +117,8 @@ def load_model(
     if args.attention is not None:
         options["attn_implementation"] = args.attention
     if args.model_name_or_path is not None:
+        # Whatever a checkpoint is stored in: an optimizer's small steps are lost in half precision.
+        options.setdefault("dtype", torch.float32)
         model = AutoModelForStructureAlignment.from_pretrained(
             args.model_name_or_path, structure_alignment=heads, **options
         )

@@ -22,6 +22,7 @@ from transformers import HfArgumentParser
 from structure_aligned import GearNetConfig, GearNetModel, ProteinChain, read_chains
 from structure_aligned.data.selecting import resolve_structures
 from structure_aligned.evaluation.pgnn_probes import evaluate_pgnn
+from structure_aligned.models.folders import halve_stored_weights
 from structure_aligned.models.pgnn import untrained_gearnet
 from structure_aligned.training.gearnet_pretraining import pretrain_gearnet
 
@@ -78,9 +79,9 @@ def main() -> None:
     )
     hours = (time.perf_counter() - start) / 3600
     folder = Path(args.output_dir)
-    if args.half_precision:
-        gearnet.half()
     gearnet.save_pretrained(folder)
+    if args.half_precision:
+        halve_stored_weights(folder)
     # As it will be used: with the weights that were stored.
     gearnet = GearNetModel.from_pretrained(folder, dtype=torch.float32).eval()
     untrained = untrained_gearnet(args.hidden_dims, args.seed)

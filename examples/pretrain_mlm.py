@@ -33,6 +33,7 @@ from structure_aligned import DataCollatorForStructureAlignment, fresh_trunk
 from structure_aligned.evaluation.perplexity import pseudo_perplexity
 from structure_aligned.hub.results import file_digest
 from structure_aligned.inference.fasta import clean_sequence, read_fasta
+from structure_aligned.models.folders import halve_stored_weights
 from structure_aligned.training.compiling import compile_trunk
 from structure_aligned.training.loading import token_budget_loader, token_budget_sampler
 
@@ -51,6 +52,7 @@ class ModelArguments:
     )
     attention: str | None = field(default=None, metadata={"help": "Attention implementation in training."})
     compile_trunk: bool = field(default=False, metadata={"help": "Compile the layers of the language model."})
+    half_precision: bool = field(default=False, metadata={"help": "Store the weights in float16."})
 
 
 @dataclass
@@ -160,6 +162,8 @@ def main() -> None:
     trainer.save_model()
     if not trainer.is_world_process_zero():
         return
+    if model_args.half_precision:
+        halve_stored_weights(args.output_dir)
     summary = {
         "sequences": {Path(path).name: file_digest(path) for path in data_args.sequences},
         "proteins": len(data["train"]),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .trunks import tokenizer_of
@@ -66,6 +67,28 @@ def whole_folder(output: str | Path, overwrite: bool = False, source: str | Path
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def halve_stored_weights(folder: str | os.PathLike) -> None:
+    """
+    Rewrites the weights of a saved model in float16: half the bytes, and still a float32 model for whoever loads it,
+    because its configuration goes on to say so.
+
+    Raises:
+        ValueError: The folder holds no `model.safetensors`, or a weight that float16 does not hold.
+    """
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {path.name}; save the model there first, in one file.")
+    state = load_file(path)
+    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if beyond := [
+        name for name, tensor in halved.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]:
+        raise ValueError(f"{path}: {beyond[:3]} have numbers beyond the range of float16; leave them in float32.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    save_file(halved, temporary, metadata={"format": "pt"})
+    temporary.replace(path)
 
 
 def holds_adapters(path: str | os.PathLike) -> bool:

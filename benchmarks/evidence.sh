@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Everything that RESULTS.md reports, from structures and sequences to the report: stage by stage, in outputs/.
+#
+#   benchmarks/evidence.sh DATA pretrain prepare reference main ablations evaluate
+#
+# DATA has structures/{train,valid,test}, sequences/, dms/ and secondary_structure/. Runs of one stage share the cores:
+# each has one (taskset); RUNS_AT_ONCE is their number.
+set -euo pipefail
+data=$(realpath "$1"); shift
+code=$(dirname "$(realpath "$0")")/..
+python=${PYTHON:-python}
+seeds=${SEEDS:-"0 1 2"}
+export TOKENIZERS_PARALLELISM=false
+mkdir -p outputs/logs
+
+# Reads "NAME command …" lines and keeps every core busy with one of them.
+run_all() {
+  xargs -P "${RUNS_AT_ONCE:-$(nproc)}" --process-slot-var=SLOT -d '\n' -I{} bash -c '
+    set -- {}; name=$1; shift
+    [ -e outputs/logs/$name.done ] && exit 0
+    taskset -c "$SLOT" "$@" > outputs/logs/$name.log 2>&1 && touch outputs/logs/$name.done || echo "$name failed: outputs/logs/$name.log"'
+}
+
+train() { echo "$1 $python $code/examples/train.py $code/examples/configs/evidence.yaml $code/examples/configs/ablation/$2.yaml --output_dir outputs/$1 --cache_dir outputs/cache --seed $3 ${*:4}"; }
+
+for stage in "$@"; do
+  case $stage in
+    pretrain)
+      $python "$code/examples/pretrain_mlm.py" --sequences "$data"/sequences/*.fasta.gz --output_dir outputs/base \
+        --hidden_size 224 --num_attention_heads 14 --attention eager --compile_trunk --bf16 --use_cpu \
+        --num_train_epochs 1.2 --learning_rate 1e-3 --warmup_steps 200 --half_precision --save_strategy no --report_to none
+      structures="--structures $data/structures/train --validation_structures $data/structures/valid"
+      run_all <<RUNS
+gearnet $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet --half_precision True
+gearnet_geometry $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet_geometry --half_precision True --use_residue_types False
+RUNS
+      ;;
+    prepare)
+      for pgnn in ${PGNNS:-gearnet}; do
+        $python "$code/examples/prepare.py" --structures "$data/structures/train" --pgnn "outputs/$pgnn" \
+          --output "outputs/dataset${pgnn#gearnet}" --cache_dir outputs/cache --split_resolution 1.7 --split_r_free 0.20 \
+          --validation_fraction 0.02
+      done
+      ;;
+    reference)
+      $python "$code/examples/train_reference.py" "$code/examples/configs/evidence.yaml" --output_dir outputs/reference \
+        --num_train_epochs 15
+      ;;
+    main)
+      for seed in $seeds; do train "full_$seed" full "$seed"; train "mlm_only_$seed" mlm_only "$seed"; done | run_all
+      ;;
+    ablations)
+      for row in no_latent no_physical no_selection keep_smallest own_loss ratio_0.6 online pgnn_untrained lora; do
+        train "$row" "$row" 0
+      done | run_all
+      ;;
+    evaluate)
+      models="base=outputs/base"
+      for seed in $seeds; do models="$models mlm_only#$seed=outputs/mlm_only_$seed aligned#$seed=outputs/full_$seed"; done
+      $python "$code/examples/evaluate.py" --models $models --structures "$data/structures/test" \
+        --train_structures "$data/structures/train" --dms "$data/dms" --sequences "$data"/sequences/*.fasta.gz \
+        --secondary_structure "$data/secondary_structure" --pair_head --output outputs/report
+      ;;
+    *) echo "unknown stage $stage" >&2; exit 1 ;;
+  esac
+done
