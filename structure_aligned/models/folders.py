@@ -88,6 +88,7 @@ def halve_stored_weights(folder: str | os.PathLike) -> None:
         raise ValueError(f"{path}: {beyond[:3]} have numbers beyond the range of float16; leave them in float32.")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     save_file(halved, temporary, metadata={"format": "pt"})
+    temporary.chmod(path.stat().st_mode)
     temporary.replace(path)
 
 
