@@ -36,8 +36,11 @@ class ModelArguments:
         default=None, metadata={"help": "Attention implementation of Transformers: sdpa, eager, …"}
     )
     pgnn: str = field(
-        default="gearnet",
-        metadata={"help": "Folder or weights file of a pGNN; gearnet or proteinmpnn for an untrained one."},
+        default="gearnet-small",
+        metadata={
+            "help": "Folder or weights file of a pGNN; gearnet-small for the one that comes with the package; gearnet "
+            "or proteinmpnn for an untrained one."
+        },
     )
     pgnn_dim: int = field(default=128, metadata={"help": "Width of an untrained pGNN."})
 

@@ -42,6 +42,8 @@ ADDED = {
     "export.py": (),
     "fetch_structures.py": (),
     "push.py": (),
+    "pretrain_gearnet.py": ("--epochs", "1", "--hidden_dims", "16"),
+    "pretrain_mlm.py": ("--use_cpu", "--max_steps", "2", "--num_hidden_layers", "1", "--validation_fraction", "0.3"),
     "score_mutations.py": (),
 }
 

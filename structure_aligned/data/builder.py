@@ -106,7 +106,8 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         structures (`str`, `os.PathLike`, `list` or `dict`): A file, a folder (searched recursively), a glob, a list
             of these, or a dict from split name to any of these.
         pgnn: Gives the residue embeddings: a [`GearNetModel`], a [`ProteinMPNNEncoder`], any object with `output_dim`
-            and `embed_batch`, or what [`load_pgnn`] takes: a path, or `"gearnet"` or `"proteinmpnn"` (untrained).
+            and `embed_batch`, or what [`load_pgnn`] takes: a path, `"gearnet-small"` (comes with the package), or
+            `"gearnet"` or `"proteinmpnn"` (untrained).
         cache_dir (`str`, *optional*): Of the dataset; Datasets' own by default.
         feature_cache (`str`, *optional*): Of the per-structure features; a folder in `cache_dir` by default. Share it
             between datasets of the same structures.

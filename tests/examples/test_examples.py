@@ -147,7 +147,7 @@ def test_train_on_a_prepared_dataset_from_a_checkpoint(prepared, tmp_path):
 
 def test_train_on_files_with_a_config_and_overrides(prepared, tmp_path):
     root, _ = prepared
-    (tmp_path / "config.yaml").write_text("num_train_epochs: 5\npgnn_dim: 8\nlearning_rate: 1.0e-3\n")
+    (tmp_path / "config.yaml").write_text("num_train_epochs: 5\npgnn: gearnet\npgnn_dim: 8\nlearning_rate: 1.0e-3\n")
     output = start(
         "train.py",
         *(tmp_path / "config.yaml", "--structures", root / "train", "--validation_fraction", 0.25, *TINY),

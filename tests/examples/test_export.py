@@ -25,7 +25,8 @@ def test_train_with_adapters_and_export(tmp_path, script, capsys):
     printed = start(
         "train.py",
         *("--model_name_or_path", tmp_path / "base", "--use_lora", "--lora_rank", 2, "--lora_target", "attention+ffn"),
-        *("--num_synthetic", 6, "--pgnn_dim", 24, "--max_steps", 2, "--use_cpu", "--output_dir", tmp_path / "lora"),
+        *("--num_synthetic", 6, "--pgnn", "gearnet", "--pgnn_dim", 24, "--max_steps", 2, "--use_cpu"),
+        *("--output_dir", tmp_path / "lora"),
         *("--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1),
     ).stdout
     assert "Merge them with examples/export.py" in printed and "| token_accuracy |" in printed
