@@ -15,7 +15,7 @@ mkdir -p outputs/logs
 
 # Reads "NAME command …" lines and keeps every core busy with one of them.
 run_all() {
-  xargs -P "${RUNS_AT_ONCE:-$(nproc)}" --process-slot-var=SLOT -d '\n' -I{} bash -c '
+  xargs -P "${RUNS_AT_ONCE:-$(getconf _NPROCESSORS_ONLN)}" --process-slot-var=SLOT -d '\n' -I{} bash -c '
     set -- {}; name=$1; shift
     [ -e outputs/logs/$name.done ] && exit 0
     taskset -c "$SLOT" "$@" > outputs/logs/$name.log 2>&1 && touch outputs/logs/$name.done || echo "$name failed: outputs/logs/$name.log"'
