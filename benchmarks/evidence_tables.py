@@ -2,11 +2,12 @@
 Tables of RESULTS.md from the report.json of examples/evaluate.py.
 
     python benchmarks/evidence_tables.py outputs/report/report.json --base base --control mlm_only --aligned aligned
-    python benchmarks/evidence_tables.py outputs/ablations/report.json --base base --rows
+    python benchmarks/evidence_tables.py outputs/ablations/report.json --base full --rows
 
-The first compares the aligned seeds with the base model and with the seeds of the control; the second (`--rows`) lists
-every model of the report with its difference to the base. Differences are paired over proteins (assays), with 95 %
-bootstrap intervals; p is of the paired test, and in the first table corrected by Holm over its rows.
+The first compares the aligned seeds with the base model and the seeds of the control (`--plot` also draws it, each
+seed a dot); the second (`--rows`) lists every model of the report with its difference to the base. Differences are
+paired over proteins (assays), with 95 % bootstrap intervals; p is of the paired test, in the first table corrected
+(Holm) over its rows and both comparisons.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 from pathlib import Path
 
 from structure_aligned.evaluation.report_tables import baseline_of, comparisons, estimates, over_seeds, series_of
+from structure_aligned.evaluation.statistics import holm
 
 
 PRIMARY = ("contacts", "all_P@L")
@@ -41,6 +43,7 @@ def parse_arguments():
     parser.add_argument("--control", default="mlm_only")
     parser.add_argument("--aligned", default="aligned")
     parser.add_argument("--rows", action="store_true", help="one row per model instead")
+    parser.add_argument("--plot", type=Path, help="also draw the main metrics here")
     parser.add_argument(
         "--metrics", nargs="+", default=["all_P@L", "long_P@L"], help="columns of contacts, with --rows"
     )
@@ -73,6 +76,10 @@ def main_table(results, names, arguments):
         baseline_of(names, name) for name in (arguments.base, arguments.control, arguments.aligned)
     )
     to_base, to_control = (comparisons(results, series, one) for one in (base, control))
+    # Of this table, whose rows were chosen before; not of everything that a report computes.
+    shown = [row for metric in MAIN for rows in (to_base, to_control) for row in find(rows, metric, aligned.name)]
+    for row, corrected in zip(shown, holm([row["p"] for row in shown])):
+        row["holm"] = float(corrected)
     seeds, alone = over_seeds(results, series), estimates(results, series)
 
     def spread(metric, one, table):
@@ -86,7 +93,8 @@ def main_table(results, names, arguments):
     for metric in MAIN:
         for row in find(to_base, metric, aligned.name):
             other = next(one for one in find(to_control, metric, aligned.name) if one["table"] == row["table"])
-            label = f"**{row['label']}**" if metric == PRIMARY else row["label"]
+            label = row["label"].replace("|", "\\|")
+            label = f"**{label}**" if metric == PRIMARY else label
             cells = [spread(metric, one, row["table"]) for one in (base, control, aligned)]
             yield f"| {label} | {' | '.join(cells)} | {interval(row)} | {interval(other)} |"
 
@@ -109,9 +117,43 @@ def row_table(results, names, arguments):
         yield f"| {one.name} | {' | '.join(cells)} |"
 
 
+PLOTTED = [
+    (PRIMARY, "contacts, attention, P@L ≥ 6"),
+    (("contacts", "paper_P@L/5"), "contacts, attention, P@L/5 ≥ 7"),
+    (("pair_head", "all_P@L"), "contacts, hidden states, P@L ≥ 6"),
+    (("probes", "secondary_structure"), "secondary structure, probe"),
+    (("probes", "structure_tokens"), "3Di tokens, probe"),
+]
+
+
+def plot(results, names, arguments):
+    from matplotlib.figure import Figure
+
+    alone = estimates(results, series_of(names))
+    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    groups = [arguments.base, arguments.control, arguments.aligned]
+    for axes, (metric, label) in zip(figure.subplots(1, len(PLOTTED)), PLOTTED):
+        for place, (group, colour) in enumerate(zip(groups, ("#8a8a8a", "#4c78a8", "#d1662a"))):
+            for name in names:
+                if name.rpartition("#")[0] == group or name == group:
+                    (row,) = find(alone, metric, name)
+                    shift = 0.18 * (int(name.rpartition("#")[2]) - 1) if "#" in name else 0.0
+                    error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+                    axes.errorbar(place + shift, row["value"], error, fmt="o", ms=5, color=colour, capsize=2)
+        axes.set_xticks(range(3), ["base", "MLM only", "aligned"], fontsize=8)
+        axes.set_xlim(-0.5, 2.5)
+        axes.set_title(label, fontsize=8.5)
+        axes.tick_params(axis="y", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("one dot per seed, with the 95 % interval over proteins", fontsize=8)
+    figure.savefig(arguments.plot, dpi=130)
+
+
 def main():
     arguments = parse_arguments()
     report = json.loads(arguments.report.read_text())
+    if arguments.plot:
+        plot(report["results"], list(report["models"]), arguments)
     table = row_table if arguments.rows else main_table
     print("\n".join(table(report["results"], list(report["models"]), arguments)))
 

@@ -68,7 +68,7 @@ class PretrainingArguments(TrainingArguments):
     output_dir: str = field(default="outputs/pretrained", metadata={"help": "Where the model goes."})
     tokens_per_batch: int = field(default=4096, metadata={"help": "Positions per device and micro-batch."})
     batching: str = field(default="tokens", metadata={"help": "Micro-batches by tokens: padded or packed."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 a fraction of all steps."})

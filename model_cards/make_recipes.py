@@ -89,6 +89,10 @@ Written by `python model_cards/make_recipes.py`.
 |---|---|---|---|
 {rows}
 
+`trained/` has the cards of models that were trained here, with the files that they cite:
+[SaESM2_4M](trained/SaESM2_4M/README.md), seed 0 of `benchmarks/RESULTS.md`, of the small base model in
+`examples/base/esm2_4m`. Its weights are not in the repository.
+
 A card states results only from JSON files in the model's folder, and names each with its SHA-256:
 
 ```python

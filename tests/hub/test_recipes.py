@@ -55,6 +55,14 @@ def test_cards_and_template_are_up_to_date(recipes, monkeypatch, tmp_path):
         recipes.main()
 
 
+def test_cards_of_trained_models_hold_what_their_files_say():
+    folders = [path.parent for path in (CARDS / "trained").glob("*/README.md")]
+    assert folders
+    for folder in folders:
+        check_card(folder)
+        assert ModelCard.load(folder / "README.md").data.eval_results
+
+
 def test_recipes_are_marked_and_hold_no_results(recipes, tmp_path):
     for recipe in recipes.RECIPES:
         path = CARDS / f"{recipe.name}.md"
