@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that RESULTS.md reports, from structures and sequences to the report: stage by stage, in outputs/.
 #
-#   benchmarks/evidence.sh DATA pretrain prepare reference main ablations evaluate
+#   benchmarks/evidence.sh DATA pretrain prepare reference main evaluate ablations evaluate_ablations
 #
 # DATA has structures/{train,valid,test}, sequences/, dms/ and secondary_structure/. Runs of one stage share the cores:
 # each has one (taskset); RUNS_AT_ONCE is their number.
@@ -10,6 +10,7 @@ data=$(realpath "$1"); shift
 code=$(dirname "$(realpath "$0")")/..
 python=${PYTHON:-python}
 seeds=${SEEDS:-"0 1 2"}
+rows=${ROWS:-"no_latent no_physical no_selection keep_smallest pgnn_untrained pgnn_geometry own_loss ratio_0.6 online"}
 export TOKENIZERS_PARALLELISM=false
 mkdir -p outputs/logs
 
@@ -31,12 +32,17 @@ for stage in "$@"; do
         --num_train_epochs 1.2 --learning_rate 1e-3 --warmup_steps 200 --half_precision --save_strategy no --report_to none
       structures="--structures $data/structures/train --validation_structures $data/structures/valid"
       run_all <<RUNS
-gearnet $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet --half_precision True
-gearnet_geometry $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet_geometry --half_precision True --use_residue_types False
+gearnet $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet
+gearnet_geometry $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet_geometry --use_residue_types False
 RUNS
+      $python -c "
+from structure_aligned.models.pgnn import untrained_gearnet
+pgnn = untrained_gearnet([96] * 4)
+pgnn.config.embedding_layers = 'all'
+pgnn.save_pretrained('outputs/gearnet_untrained')"
       ;;
     prepare)
-      for pgnn in ${PGNNS:-gearnet}; do
+      for pgnn in gearnet gearnet_geometry gearnet_untrained; do
         $python "$code/examples/prepare.py" --structures "$data/structures/train" --pgnn "outputs/$pgnn" \
           --output "outputs/dataset${pgnn#gearnet}" --cache_dir outputs/cache --split_resolution 1.7 --split_r_free 0.20 \
           --validation_fraction 0.02
@@ -50,16 +56,22 @@ RUNS
       for seed in $seeds; do train "full_$seed" full "$seed"; train "mlm_only_$seed" mlm_only "$seed"; done | run_all
       ;;
     ablations)
-      for row in no_latent no_physical no_selection keep_smallest own_loss ratio_0.6 online pgnn_untrained lora; do
-        train "$row" "$row" 0
-      done | run_all
+      for row in $rows lora; do train "$row" "$row" 0; done | run_all
+      $python "$code/examples/export.py" --model outputs/lora --base outputs/base --output outputs/lora_merged
+      ;;
+    evaluate_ablations)
+      models="full=outputs/full_0 mlm_only=outputs/mlm_only_0 lora=outputs/lora_merged"
+      for row in $rows; do models="$models $row=outputs/$row"; done
+      $python "$code/examples/evaluate.py" --models $models --structures "$data/structures/test" \
+        --train_structures "$data/structures/train" --tasks contacts pair_head probes --output outputs/report_rows
       ;;
     evaluate)
       models="base=outputs/base"
       for seed in $seeds; do models="$models mlm_only#$seed=outputs/mlm_only_$seed aligned#$seed=outputs/full_$seed"; done
       $python "$code/examples/evaluate.py" --models $models --structures "$data/structures/test" \
         --train_structures "$data/structures/train" --dms "$data/dms" --sequences "$data"/sequences/*.fasta.gz \
-        --secondary_structure "$data/secondary_structure" --pair_head --output outputs/report
+        --secondary_structure "$data/secondary_structure" --pair_head --fitness_tokens 800000 \
+        --perplexity_tokens 120000 --output outputs/report
       ;;
     *) echo "unknown stage $stage" >&2; exit 1 ;;
   esac
