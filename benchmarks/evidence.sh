@@ -19,7 +19,7 @@ run_all() {
   xargs -P "${RUNS_AT_ONCE:-$(getconf _NPROCESSORS_ONLN)}" --process-slot-var=SLOT -d '\n' -I{} bash -c '
     set -- {}; name=$1; shift
     [ -e outputs/logs/$name.done ] && exit 0
-    taskset -c "$SLOT" "$@" > outputs/logs/$name.log 2>&1 && touch outputs/logs/$name.done || echo "$name failed: outputs/logs/$name.log"'
+    taskset -c "$SLOT" "$@" > outputs/logs/$name.log 2>&1 && touch outputs/logs/$name.done || { echo "$name failed: outputs/logs/$name.log" >&2; exit 1; }'
 }
 
 train() { echo "$1 $python $code/examples/train.py $code/examples/configs/evidence.yaml $code/examples/configs/ablation/$2.yaml --output_dir outputs/$1 --cache_dir outputs/cache --seed $3 ${*:4}"; }

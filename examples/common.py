@@ -87,9 +87,13 @@ def parse_arguments(
 def start_process(training_args: StructureAlignmentTrainingArguments) -> None:
     set_seed(training_args.seed)
     if training_args.device.type == "cpu" and training_args.world_size == 1:
-        # accelerate launch leaves a process one thread. As many as cores, those of `taskset` where it shares them out.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(cores or 1)
+        use_all_cores()
+
+
+def use_all_cores() -> None:
+    """As many threads as there are cores; of `taskset`'s, where it shares a machine out. Accelerate leaves one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(cores or 1)
 
 
 def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path) -> datasets.DatasetDict:

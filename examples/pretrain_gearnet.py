@@ -8,7 +8,6 @@ same size, and a folder that `--pgnn` of examples/prepare.py and examples/train.
 """
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import use_all_cores
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -61,7 +61,7 @@ def mean_probes(pgnn: GearNetModel, train: list[ProteinChain], validation: list[
 
 def main() -> None:
     (args,) = HfArgumentParser([Arguments]).parse_args_into_dataclasses(sys.argv[1:])
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    use_all_cores()
     train, validation = read_all(args.structures), read_all(args.validation_structures)
     torch.manual_seed(args.seed)
     options = {"embedding_layers": args.embedding_layers, "use_residue_types": args.use_residue_types}

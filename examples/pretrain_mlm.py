@@ -8,7 +8,6 @@ Further options are the Trainer's. Ends with the perplexity on held-out proteins
 """
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from common import use_all_cores
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -136,7 +136,7 @@ def main() -> None:
     model_args, data_args, args = parser.parse_args_into_dataclasses(sys.argv[1:])
     set_seed(args.seed)
     if args.device.type == "cpu" and args.world_size == 1:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+        use_all_cores()
     data = load_sequences(data_args.sequences, data_args.validation_fraction, args.seed)
     sizes = (model_args.num_hidden_layers, model_args.hidden_size, model_args.num_attention_heads)
     config, tokenizer = fresh_trunk(model_args.model_type, *sizes)
