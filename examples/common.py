@@ -18,6 +18,7 @@ from structure_aligned import (
     StructureDatasetBuilder,
     fresh_trunk,
     load_pgnn,
+    load_prepared_dataset,
     majority_accuracy,
     write_synthetic_folds,
 )
@@ -50,7 +51,7 @@ class DataArguments:
     structures: str | None = field(default=None, metadata={"help": "Structure files: folder or glob."})
     validation_structures: str | None = field(default=None, metadata={"help": "The same, for validation."})
     validation_fraction: float = field(default=0.05, metadata={"help": "Held out at random without the latter."})
-    dataset: str | None = field(default=None, metadata={"help": "Folder written by examples/prepare.py."})
+    dataset: str | None = field(default=None, metadata={"help": "Folder of examples/prepare.py, or one on the hub."})
     cache_dir: str | None = field(default=None, metadata={"help": "Of datasets and features."})
     num_proc: int = field(default=1, metadata={"help": "Processes that read structures."})
     on_error: str = field(default="skip", metadata={"help": "Unreadable files: skip (and report) or raise."})
@@ -99,7 +100,7 @@ def use_all_cores() -> None:
 def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path) -> datasets.DatasetDict:
     """The prepared dataset, or one of the structure files, or one of synthetic folds."""
     if args.dataset is not None:
-        return datasets.load_from_disk(args.dataset)
+        return load_prepared_dataset(args.dataset)
     if args.structures is None:
         structures = {}
         for split, count in (("train", args.num_synthetic), ("validation", max(8, args.num_synthetic // 5))):

@@ -22,6 +22,7 @@ from structure_aligned import (
     StructureAlignmentTrainer,
     StructureAlignmentTrainingArguments,
     assign_secondary_structure,
+    load_prepared_dataset,
     plot_selection,
     read_chains,
     selection_frequency,
@@ -97,7 +98,7 @@ def with_secondary(records: list[SelectionRecord], structures: list[str]) -> lis
 def main() -> None:
     args = parse_arguments()
     set_seed(args.seed)
-    data = datasets.load_from_disk(args.dataset)
+    data = load_prepared_dataset(args.dataset)
     if args.split not in data:
         raise ValueError(
             f"{args.dataset} has the splits {', '.join(data)} and no {args.split!r}; choose with --split."

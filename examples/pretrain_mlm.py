@@ -22,6 +22,8 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerState,
@@ -43,6 +45,9 @@ SUMMARY_NAME = "pretraining.json"
 
 @dataclass
 class ModelArguments:
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from, instead of fresh weights of the sizes below."}
+    )
     model_type: str = field(default="esm", metadata={"help": "Family: esm (ESM2) or AMPLIFY."})
     num_hidden_layers: int = field(default=6, metadata={"help": "Layers."})
     hidden_size: int = field(default=320, metadata={"help": "Width."})
@@ -121,6 +126,19 @@ def load_sequences(paths: list[str], validation_fraction: float, seed: int) -> d
     return datasets.DatasetDict(train=halves["train"], validation=halves["test"])
 
 
+def load_or_make_model(model_args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The checkpoint to go on from, in float32, or a fresh model."""
+    options = {} if model_args.attention is None else {"attn_implementation": model_args.attention}
+    if path := model_args.model_name_or_path:
+        model = AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32, **options)
+        return model, AutoTokenizer.from_pretrained(path)
+    sizes = (model_args.num_hidden_layers, model_args.hidden_size, model_args.num_attention_heads)
+    config, tokenizer = fresh_trunk(model_args.model_type, *sizes)
+    if model_args.model_type.lower() == "esm":
+        config.initializer_range = model_args.initializer_range or model_args.hidden_size**-0.5
+    return AutoModelForMaskedLM.from_config(config, **options), tokenizer
+
+
 def held_out_perplexity(folder: str, held_out: datasets.Dataset, proteins: int) -> dict[str, float]:
     """Pseudo-perplexity of some held-out proteins, 15 % of the residues masked at once, with its interval."""
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -138,12 +156,7 @@ def main() -> None:
     if args.device.type == "cpu" and args.world_size == 1:
         use_all_cores()
     data = load_sequences(data_args.sequences, data_args.validation_fraction, args.seed)
-    sizes = (model_args.num_hidden_layers, model_args.hidden_size, model_args.num_attention_heads)
-    config, tokenizer = fresh_trunk(model_args.model_type, *sizes)
-    if model_args.model_type.lower() == "esm":
-        config.initializer_range = model_args.initializer_range or model_args.hidden_size**-0.5
-    options = {} if model_args.attention is None else {"attn_implementation": model_args.attention}
-    model = AutoModelForMaskedLM.from_config(config, **options)
+    model, tokenizer = load_or_make_model(model_args)
     if model_args.compile_trunk:
         compile_trunk(model)
     collator = MaskingCollator(tokenizer, max_length=data_args.max_length, seed=args.seed)
@@ -180,7 +193,15 @@ def main() -> None:
 
 
 def changed_options(args: PretrainingArguments) -> dict[str, object]:
-    names = ("tokens_per_batch", "learning_rate", "adam_beta2", "weight_decay", "warmup_steps", "num_train_epochs")
+    names = (
+        "muon",
+        "tokens_per_batch",
+        "learning_rate",
+        "adam_beta2",
+        "weight_decay",
+        "warmup_steps",
+        "num_train_epochs",
+    )
     return {name: getattr(args, name) for name in (*names, "lr_scheduler_type", "max_grad_norm", "seed", "bf16")}
 
 

@@ -86,6 +86,12 @@ _PUBLIC = {
     "hub.export": ["export_trunk"],
     "hub.cards": ["ModelCardCallback", "add_results", "check_card", "write_model_card"],
     "hub.push": ["PushPlan", "plan_push", "push_to_hub"],
+    "hub.prepared_dataset": [
+        "DatasetPushPlan",
+        "load_prepared_dataset",
+        "plan_dataset_push",
+        "push_dataset_to_hub",
+    ],
     "hub.run_facts": ["RunFacts"],
     "inference.embedding_files": ["read_embeddings"],
     "inference.embedding_folder": ["embed_fasta"],
@@ -166,6 +172,12 @@ if TYPE_CHECKING:
     from .evaluation.tokens import evaluate_structure_tokens
     from .hub.cards import ModelCardCallback, add_results, check_card, write_model_card
     from .hub.export import export_trunk
+    from .hub.prepared_dataset import (
+        DatasetPushPlan,
+        load_prepared_dataset,
+        plan_dataset_push,
+        push_dataset_to_hub,
+    )
     from .hub.push import PushPlan, plan_push, push_to_hub
     from .hub.run_facts import RunFacts
     from .inference.embedding_files import read_embeddings

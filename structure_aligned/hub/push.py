@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from glob import escape
@@ -79,8 +79,8 @@ class PushPlan:
         kind = f"{self.repo_type} repository; where it is made, {visibility[self.private]}"
         lines = [f"{self.folder} -> {self.repo_id} ({kind})"]
         lines += [f"branch {self.revision or 'main'}{', as a pull request' if self.create_pr else ''}"]
-        lines += [f"  {_bytes(size):>10}  {name}" for name, size in self.files.items()]
-        lines += [f"  {_bytes(self.size):>10}  in {len(self.files)} files"]
+        lines += [f"  {readable_size(size):>10}  {name}" for name, size in self.files.items()]
+        lines += [f"  {readable_size(self.size):>10}  in {len(self.files)} files"]
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():
             by_reason.setdefault(reason, []).append(name)
@@ -171,9 +171,9 @@ def push_to_hub(
     if dry_run:
         print(plan)
         return plan
-    secrets = [one for one in (token, get_token()) if one]
     api = HfApi(endpoint=endpoint, token=token)
-    try:
+
+    def upload() -> None:
         api.create_repo(repo_id, private=private, exist_ok=True)
         # Exactly the plan's files, whatever appears in the folder meanwhile.
         api.create_commit(
@@ -183,15 +183,24 @@ def push_to_hub(
             revision=revision,
             create_pr=create_pr,
         )
+
+    hiding_tokens(upload, f"{plan.folder} was not uploaded to {repo_id}.", token)
+    return plan
+
+
+def hiding_tokens(upload: Callable[[], None], failure: str, token: str | None) -> None:
+    """Runs `upload`; its errors become a `RuntimeError` that begins with `failure` and shows no token."""
+    secrets = [one for one in (token, get_token()) if one]
+    try:
+        upload()
     except Exception as error:
         # Its request carries the token, and a server may repeat it: neither that nor a chained error is passed on.
         text = f"{type(error).__name__}: {error}"
         for secret in secrets:
             text = text.replace(secret, "<token>")
-        failure = RuntimeError(f"{plan.folder} was not uploaded to {repo_id}. {text}")
     else:
-        return plan
-    raise failure
+        return
+    raise RuntimeError(f"{failure} {text}")
 
 
 def _content(plan: PushPlan, name: str) -> str | bytes:
@@ -235,7 +244,7 @@ def _check_no_secret(folder: Path, name: str) -> None:
         )
 
 
-def _bytes(size: int) -> str:
+def readable_size(size: int) -> str:
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

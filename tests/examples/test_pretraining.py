@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from structure_aligned import load_pgnn, write_synthetic_folds
@@ -36,6 +37,11 @@ def test_pretrain_mlm(fasta, tmp_path, family):
     state = json.loads((max((tmp_path / "base").glob("checkpoint-*")) / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert losses[-1] < losses[0]
+    # Going on from it, with a rate of nothing, is the same model.
+    more = (*options, "--model_name_or_path", tmp_path / "base", "--learning_rate", 0, "--weight_decay", 0)
+    start("pretrain_mlm.py", *more, "--max_steps", 1, "--report_to", "none", "--output_dir", tmp_path / "more")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "more").state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
 
 
 def test_pretrain_gearnet(tmp_path):
