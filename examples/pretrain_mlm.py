@@ -193,15 +193,7 @@ def main() -> None:
 
 
 def changed_options(args: PretrainingArguments) -> dict[str, object]:
-    names = (
-        "muon",
-        "tokens_per_batch",
-        "learning_rate",
-        "adam_beta2",
-        "weight_decay",
-        "warmup_steps",
-        "num_train_epochs",
-    )
+    names = ("tokens_per_batch", "learning_rate", "adam_beta2", "weight_decay", "warmup_steps", "num_train_epochs")
     return {name: getattr(args, name) for name in (*names, "lr_scheduler_type", "max_grad_norm", "seed", "bf16")}
 
 
