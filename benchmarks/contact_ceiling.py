@@ -1,10 +1,10 @@
 """
-How many contacts can a model's attention learn from these chains at all? A ceiling for structure alignment.
+How many contacts can a model's attention learn from these chains when it is asked for them? A mark for alignment.
 
 All weights of the model are trained on the contacts themselves, which alignment never sees: a logistic regression on
 its symmetrised, APC-corrected attention maps, the one that the evaluation fits, trained together with the model. What
-`examples/evaluate.py` then measures of the saved model is about the best that training on these chains can do for
-contacts in attention; a model's distance to it is what alignment leaves, and the rest is owed to base and data.
+`examples/evaluate.py` then measures of the saved model can be had of these chains and this base; what alignment falls
+short of it is not their fault.
 
     python benchmarks/contact_ceiling.py --model outputs/base --structures data/structures/train \
         --exclude outputs/report/report.json --output outputs/ceiling

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import datasets
 from huggingface_hub import DatasetCardData, HfApi
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..data.builder import FEATURES
 from .cards import CARD_NAME
-from .push import hiding_tokens, readable_size
+from .push import PushTarget, hiding_tokens, readable_size
 from .template import CITATIONS
 
 
@@ -20,36 +20,23 @@ SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1
 
 
 @dataclass(frozen=True)
-class DatasetPushPlan:
+class DatasetPushPlan(PushTarget):
     """
     What [`push_dataset_to_hub`] uploads; `print` shows it.
 
     Args:
-        folder (`Path`): Of the dataset.
-        repo_id (`str`): `owner/name`.
-        private (`bool`, *optional*): Of a repository that is made for it; by default the owner's setting.
-        revision (`str`, *optional*): Branch; the main one by default.
-        create_pr (`bool`): Whether it becomes a pull request.
         splits (`dict[str, dict[str, int]]`): Of each split the chains, residues and bytes (as Arrow, uncompressed).
         pgnns (`list[str]`): What the embeddings are of.
         card (`str`): Text of the card.
     """
 
-    folder: Path
-    repo_id: str
-    private: bool | None = None
-    revision: str | None = None
-    create_pr: bool = False
+    repo_type = "dataset"
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     pgnns: list[str] = field(default_factory=list)
     card: str = ""
 
     def __str__(self) -> str:
-        visibility = {None: "private or public as its owner's setting says", True: "private", False: "public"}
-        lines = [
-            f"{self.folder} -> {self.repo_id} (dataset repository; where it is made, {visibility[self.private]})",
-            f"branch {self.revision or 'main'}{', as a pull request' if self.create_pr else ''}",
-        ]
+        lines = self.describe_target()
         for name, counts in self.splits.items():
             size = readable_size(counts["bytes"])
             lines.append(f"  {size:>10}  {name}: {counts['chains']} chains, {counts['residues']} residues")
@@ -179,8 +166,14 @@ def load_prepared_dataset(name: str | os.PathLike, revision: str | None = None) 
         except FileNotFoundError:
             raise ValueError(f"{name} holds no dataset; {expected}.") from None
     else:
-        validate_repo_id(str(name))
-        data = datasets.load_dataset(str(name), revision=revision)
+        try:
+            validate_repo_id(str(name))
+            data = datasets.load_dataset(str(name), revision=revision)
+        except (HFValidationError, FileNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(
+                f"There is no folder {name}, and no dataset of that name could be had from the hub ({error}). Give "
+                "the folder that examples/prepare.py wrote, or owner/name of one that was uploaded."
+            ) from error
     if not isinstance(data, datasets.DatasetDict):
         raise ValueError(f"{name} holds a {type(data).__name__}; {expected}, a DatasetDict.")
     for split, rows in data.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
+from typing import ClassVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
@@ -47,38 +48,53 @@ _TEXT_LIMIT = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class PushPlan:
+class PushTarget:
     """
-    What [`push_to_hub`] uploads; `print` shows it.
+    From where to where an upload goes.
 
     Args:
-        folder (`Path`): Of the model.
+        folder (`Path`): Of the model or dataset.
         repo_id (`str`): `owner/name`.
         private (`bool`, *optional*): Of a repository that is made for it; by default the owner's setting.
         revision (`str`, *optional*): Branch; the main one by default.
         create_pr (`bool`): Whether it becomes a pull request.
-        files (`dict[str, int]`): Bytes of each file that goes.
-        left_out (`dict[str, str]`): Why each other file stays.
     """
 
+    repo_type: ClassVar[str]
     folder: Path
     repo_id: str
     private: bool | None = None
     revision: str | None = None
     create_pr: bool = False
+
+    def describe_target(self) -> list[str]:
+        """Lines for a person to read."""
+        visibility = {None: "private or public as its owner's setting says", True: "private", False: "public"}
+        kind = f"{self.repo_type} repository; where it is made, {visibility[self.private]}"
+        branch = f"branch {self.revision or 'main'}{', as a pull request' if self.create_pr else ''}"
+        return [f"{self.folder} -> {self.repo_id} ({kind})", branch]
+
+
+@dataclass(frozen=True)
+class PushPlan(PushTarget):
+    """
+    What [`push_to_hub`] uploads; `print` shows it.
+
+    Args:
+        files (`dict[str, int]`): Bytes of each file that goes.
+        left_out (`dict[str, str]`): Why each other file stays.
+    """
+
+    repo_type = "model"
     files: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    repo_type: str = "model"
 
     @property
     def size(self) -> int:
         return sum(self.files.values())
 
     def __str__(self) -> str:
-        visibility = {None: "private or public as its owner's setting says", True: "private", False: "public"}
-        kind = f"{self.repo_type} repository; where it is made, {visibility[self.private]}"
-        lines = [f"{self.folder} -> {self.repo_id} ({kind})"]
-        lines += [f"branch {self.revision or 'main'}{', as a pull request' if self.create_pr else ''}"]
+        lines = self.describe_target()
         lines += [f"  {readable_size(size):>10}  {name}" for name, size in self.files.items()]
         lines += [f"  {readable_size(self.size):>10}  in {len(self.files)} files"]
         by_reason: dict[str, list[str]] = {}

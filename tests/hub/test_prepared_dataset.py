@@ -102,8 +102,11 @@ def test_other_folders_are_refused(folder, tmp_path):
     datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "other")
     with pytest.raises(ValueError, match="Split train .* has no column .*sequence"):
         load_prepared_dataset(tmp_path / "other")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no/such/name"):
         plan_dataset_push(folder, "no/such/name")
+    for missing in ("datasets/missing", tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match=f"no folder {missing}, .* examples/prepare.py wrote"):
+            load_prepared_dataset(missing)
 
 
 def test_the_example(folder, hub, monkeypatch, capsys):
