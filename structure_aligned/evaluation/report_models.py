@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ..models.alignment import AutoModelForStructureAlignment
 from ..models.digest import digest_of_tensors
+from ..models.modes import without_load_report
 from ..models.trunks import tokenizer_of, trunk_digest
 
 
@@ -69,7 +67,7 @@ class LoadedCheckpoint:
     def aligned_model(self) -> PreTrainedModel:
         if self.facts.alignment_digest is None:
             raise ValueError(f"{self.facts.name} has no alignment heads.")
-        with _without_load_report():
+        with without_load_report():
             loaded = AutoModelForStructureAlignment.from_pretrained(self.facts.path, dtype=self.model.dtype)
         return loaded.to(self.model.device).eval()
 
@@ -85,7 +83,7 @@ def load_checkpoint(
         ValueError: It is no ESM2 or AMPLIFY, or weights of its trunk are missing.
         OSError: There is no such checkpoint.
     """
-    with _without_load_report():
+    with without_load_report():
         model, info = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
     missing = [key for key in info["missing_keys"] if not any(part in key for part in _NOT_USED)]
     missing_head = [key for key in missing if key.split(".")[0] in _LM_HEADS]
@@ -126,21 +124,10 @@ def load_checkpoint(
     return LoadedCheckpoint(facts, model, tokenizer)
 
 
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """What is missing is judged here, and that alignment heads are not loaded is no news to anybody."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def _alignment_digest(path: str, dtype: torch.dtype, unexpected: Any) -> str | None:
     if not any(key.split(".")[0] == "alignment" for key in unexpected):
         return None
-    with _without_load_report():
+    with without_load_report():
         model, info = AutoModelForStructureAlignment.from_pretrained(path, dtype=dtype, output_loading_info=True)
     if any(key.split(".")[0] == "alignment" for key in info["missing_keys"]):
         return None

@@ -1,4 +1,4 @@
-"""Training and evaluation mode of modules, put back as they were."""
+"""Modes that are put back as they were: evaluation of modules, and what Transformers says while it loads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from transformers.utils import logging
 
 
 @contextmanager
@@ -18,3 +19,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Loading a model inside says nothing of missing and unexpected weights, for callers that judge them."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

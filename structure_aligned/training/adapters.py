@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..models.alignment import AutoModelForStructureAlignment, StructureAlignmentMixin
 from ..models.folders import holds_adapters, tokenizer_beside, whole_folder
+from ..models.modes import without_load_report
 from ..models.trunks import trunk_digest
 
 
@@ -285,9 +286,16 @@ def _check_trunk(record: dict, digest: str | None, folder: str | os.PathLike) ->
 
 
 def _load_base(name: str | os.PathLike, record: dict) -> PreTrainedModel:
-    return AutoModelForStructureAlignment.from_pretrained(
-        name, structure_alignment=record["structure_alignment"], dtype="auto"
-    )
+    with without_load_report():
+        model, info = AutoModelForStructureAlignment.from_pretrained(
+            name, structure_alignment=record["structure_alignment"], dtype="auto", output_loading_info=True
+        )
+    # A plain base has no alignment heads: those come with the adapters.
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("alignment.")):
+        logger.warning(
+            f"{name} has no weights for {', '.join(missing)}, so these are random. Give a whole checkpoint."
+        )
+    return model
 
 
 def _read_record(folder: Path) -> dict:

@@ -231,6 +231,22 @@ def test_from_a_plain_trunk_by_the_name_in_the_folder(tmp_path):
     assert load_adapters(rounded, tmp_path / "adapters").trunk_digest == model.trunk_digest
 
 
+def test_only_what_nobody_has_is_said_to_be_random(tmp_path, monkeypatch, capfd):
+    family = tiny.FAMILIES["esm"]
+    plain = family.plain(family.config(structure_alignment=None))
+    plain.save_pretrained(tmp_path / "base")
+    plain.esm.save_pretrained(tmp_path / "trunk")
+    base = AutoModelForStructureAlignment.from_pretrained(tmp_path / "base", structure_alignment={"structure_dim": 24})
+    add_lora(base, rank=2).save_pretrained(tmp_path / "adapters")
+    said = []
+    monkeypatch.setattr(adapters.logger, "warning", said.append)
+    capfd.readouterr()
+    load_adapters(tmp_path / "base", tmp_path / "adapters")
+    assert said == [] and "MISSING" not in "".join(capfd.readouterr())
+    load_adapters(tmp_path / "trunk", tmp_path / "adapters")
+    assert len(said) == 1 and "lm_head.dense.weight" in said[0] and "alignment." not in said[0]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_of_another_trunk_are_refused(tmp_path, family):
     adapted(family).save_pretrained(tmp_path / "adapters")
