@@ -20,10 +20,11 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 from datasets.utils import tqdm
 
+from ..utils.files import atomic_file
 from .features import CHAIN_VERSION, ChainRecord, FeatureStore, combined_digest, file_digest, load_b_factors
 from .ranks import Ranks
 from .reading import map_processes, parse_file
-from .records import DamagedRecordError, atomic_file
+from .records import DamagedRecordError
 
 
 INDEX_VERSION = 1

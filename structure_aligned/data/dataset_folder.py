@@ -13,10 +13,10 @@ import datasets
 import pyarrow as pa
 from datasets.utils import tqdm
 
+from ..utils.files import write_json
 from .builder import DATASET_NAME, DESCRIPTION, FEATURES, REPORT_NAME
 from .features import ChainRecord
 from .ranks import remove_temporary
-from .records import write_json
 from .split_summary import SplitSummary
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate.utils import get_cpu_distributed_information
 from datasets.utils import tqdm
 
-from .records import TEMPORARY_SUFFIX, write_json
+from ..utils.files import TEMPORARY_SUFFIX, write_json
 
 
 SIGN_OF_LIFE_SECONDS = 1.0

@@ -1,27 +1,25 @@
-"""Files that appear complete or not at all, and records (safetensors) that notice when their bytes have changed."""
+"""Records (safetensors) that notice when their bytes have changed."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ..utils.files import atomic_file
+
 
 CHECKSUMS = "checksums"
 """Key in a record's metadata: JSON of the CRC-32 of each array (with its type and shape) and, under `""`, of the other
 metadata. Records of earlier versions have none and are taken as they are."""
-
-TEMPORARY_SUFFIX = ".tmp"
 
 
 class DamagedRecordError(ValueError):
@@ -31,46 +29,6 @@ class DamagedRecordError(ValueError):
         super().__init__(
             f"The record {path} is damaged: {why}. Delete it to have it, and nothing else, computed again."
         )
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
-    """
-    A binary file that gets its name when the block ends, and vanishes when the block raises.
-
-    Args:
-        path (`str` or `os.PathLike`): Its folder is created when missing; a file of this name is replaced.
-        durable (`bool`, *optional*, defaults to `True`): Whether it is on the disk before it gets its name, so that
-            not even a power failure leaves a half file. Records do without: they have checksums.
-
-    Raises:
-        `OSError`: With the path and what to do, where writing fails.
-    """
-    path = Path(path)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if durable:
-            _sync_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        # Errors of other files, opened in the block, speak for themselves.
-        own = isinstance(error, OSError) and error.errno is not None
-        if own and error.filename in (None, str(temporary), str(path.parent)):
-            raise _explained(error, path) from error
-        raise
-
-
-def write_json(path: str | os.PathLike, value: Any, durable: bool = True) -> None:
-    """Write JSON atomically."""
-    with atomic_file(path, durable) as file:
-        file.write(json.dumps(value, indent=1).encode())
 
 
 def write_record(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -139,26 +97,3 @@ def _metadata_sum(metadata: dict[str, str]) -> int:
 
 def _array_sum(array: np.ndarray) -> int:
     return zlib.crc32(array.reshape(-1).view(np.uint8), zlib.crc32(f"{array.dtype.str}{array.shape}".encode()))
-
-
-def _explained(error: OSError, path: Path) -> OSError:
-    """The error with the path it concerns and what can be done; of the same kind and number."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "Free space there, or give another folder" if full else "Remove the cause"
-    return OSError(
-        error.errno,
-        f"{os.strerror(error.errno)} while writing {path}. {advice}, and run the same command again: what is finished "
-        "is kept, and no half file was left",
-        str(path),
-    )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the system can (Windows opens no folders)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,13 +10,14 @@ import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
 from datasets.utils import logging, tqdm
 
+from ..utils.files import atomic_file
 from .builder import FEATURES
 from .dataset_folder import DatasetFolder, Entry
 from .features import ChainRecord, FeatureStore, ProteinGNN, file_digest, load_chain, make_row, to_float16
 from .quality import MASK_COLUMNS, mask_rows
 from .ranks import Ranks
 from .reading import embed_chains, residue_batches
-from .records import DamagedRecordError, atomic_file
+from .records import DamagedRecordError
 
 
 logger = logging.get_logger(__name__)

@@ -19,8 +19,8 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..data.builder import REPORT_NAME
-from ..data.records import write_json
 from ..data.split_summary import SUMMARY_NAME
+from ..utils.files import write_json
 
 
 FACTS_NAME = "training_run.json"

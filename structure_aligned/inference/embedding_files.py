@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..data.records import atomic_file
+from ..utils.files import atomic_file
 from .embeddings import SequenceEmbedding
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..data.ranks import remove_temporary
-from ..data.records import write_json
+from ..utils.files import write_json
 from .embedding_files import MANIFEST_NAME
 from .fasta import FastaRecord, clean_sequence, read_fasta
 
