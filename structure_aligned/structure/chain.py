@@ -19,7 +19,7 @@ class ProteinChain:
 
     Args:
         entry_id (`str`): PDB id or file stem.
-        chain_id (`str`): The author's chain id (auth_asym_id).
+        chain_id (`str`): The author's chain id (auth_asym_id); `A-2` for the second molecule under the id `A`.
         sequence (`str`): One upper-case letter per observed residue, `X` where no parent amino acid is known.
         coords (`np.ndarray` of shape `(L, 5, 3)`, float32): N, CA, C, O, CB in Å; NaN where the atom is missing.
         residue_numbers (`tuple[str, ...]`): Author's residue numbers with insertion codes, such as `"52A"`.

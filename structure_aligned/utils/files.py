@@ -29,6 +29,7 @@ MAX_LINE = 64 * 1024**2
 TEMPORARY_SUFFIX = ".tmp"
 
 _CHUNK = 256 * 1024
+_GZIP_MAGIC = b"\x1f\x8b"
 # Structures, sequences and tables shrink to a third or a tenth. A gzip stream can claim a factor of 1,032 and has to
 # be stopped long before it fills the memory.
 _EXPANSION_FREE = 64 * 1024**2
@@ -59,6 +60,12 @@ def read_bytes(path: str | os.PathLike, expected: str, max_bytes: int | None = N
                     f"{path} holds more than {limit:,} bytes; expected {expected} of at most that size. Split it."
                 )
     return b"".join(data)
+
+
+def is_gzipped(path: str | os.PathLike) -> bool:
+    """Whether a file's content, not its name, says that it is gzipped."""
+    with open(path, "rb") as file:
+        return file.read(2) == _GZIP_MAGIC
 
 
 def read_text(path: str | os.PathLike, expected: str, max_bytes: int | None = None) -> str:
@@ -244,7 +251,7 @@ def _chunks(file: BinaryIO, path: str | os.PathLike) -> Iterator[bytes]:
     name = "The standard input" if str(path) == "-" else str(path)
     try:
         data = file.read(_CHUNK)
-        if not data.startswith(b"\x1f\x8b"):
+        if not data.startswith(_GZIP_MAGIC):
             while data:
                 yield data
                 data = file.read(_CHUNK)
@@ -279,10 +286,12 @@ def _chunks(file: BinaryIO, path: str | os.PathLike) -> Iterator[bytes]:
                 # Without input the stream may still hold output that found no room in the piece before.
                 if not data and not piece:
                     raise EOFError("it ends in the middle of the compressed stream")
-    except (OSError, EOFError, zlib.error) as error:
+    except (EOFError, zlib.error) as error:
         raise ValueError(
-            f"{name} cannot be read to its end ({error}); expected a complete file. Copy or compress it again."
+            f"{name} holds broken gzip data ({error}); expected a complete file. Copy or compress it again."
         ) from error
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read ({error.strerror}); copy it again.") from error
 
 
 def _text_decoder() -> io.IncrementalNewlineDecoder:

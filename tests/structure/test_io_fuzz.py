@@ -10,7 +10,7 @@ from structure_aligned.structure.chain import BACKBONE_ATOMS
 from structure_aligned.structure.io import read_chains
 from structure_aligned.structure.tokens import encode_3di
 
-from .test_io import NUCLEOTIDES, as_mmcif, atom, peptide
+from .pdb_text import NUCLEOTIDES, as_mmcif, atom, peptide
 
 
 LETTERS = ["MET", "ALA", "GLY", "TRP", "LYS", "SER", "ASP", "PRO", "HIS", "VAL", "UNK", "CYS"]

@@ -1,0 +1,330 @@
+"""
+Which residues of a parsed structure make up which protein chain.
+
+A chain is one molecule under one chain id. Where a file puts several under one id, its own marks tell them apart: the
+molecule's own id in mmCIF (label_asym_id); in PDB files the segment, the TER record, and residue numbers that come
+again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+
+from .chain import BACKBONE_ATOMS, ProteinChain
+from .components import one_letter
+from .parsed import ParsedStructure, flat_atom_names
+
+
+_PEPTIDES = (
+    gemmi.PolymerType.PeptideL,
+    gemmi.PolymerType.PeptideD,
+    gemmi.PolymerType.CyclicPseudoPeptide,
+)
+_N, _CA, _C = (BACKBONE_ATOMS.index(name) for name in ("N", "CA", "C"))
+_PEPTIDE_BOND = 2.0
+"""Å between C and N of neighbours: 1.33 in a peptide bond, more only in poor models."""
+_NEIGHBOURING_CA = 4.5
+"""Å between the CA of neighbours, 3.8 or, in a cis peptide, 2.9."""
+_REACH = 3.9
+"""Å that each residue of a missing loop can span."""
+_LONGEST_LOOP = 30
+"""Residues that may be missing where a TER stands within a chain. Beyond it another molecule begins."""
+
+
+@dataclass
+class _Residues:
+    """Columns of the residues that may be part of a protein chain, in file order."""
+
+    rows: list[int]  # over all residues of the model; -1 for those left out
+    keys: list[tuple[str, str, str]]  # chain id, segment, subchain where that is the file's own
+    runs: list[int]
+    letters: list[str]
+    numbers: list[str]
+    labels: list[int | None]
+
+
+def extract_chains(parsed: ParsedStructure, metadata: dict) -> list[ProteinChain]:
+    """
+    The protein chains of a structure, which is of no use afterwards.
+
+    Args:
+        parsed ([`ParsedStructure`]): Of one model.
+        metadata (`dict`): The fields of [`ProteinChain`] that all chains share.
+
+    Raises:
+        ValueError: A chain has no backbone atom whose coordinates can be read.
+    """
+    _find_polymers(parsed)
+    closed = _closed_runs(parsed)
+    residues = _list_residues(parsed)
+    coords, b_factors, has_atoms, has_backbone = _backbone(parsed.structure, residues)
+    molecules = _split_into_molecules(residues, coords, closed, parsed.labelled)
+    names = {name for name, _ in molecules}
+    chains, used = [], set()
+    for name, rows in molecules:
+        if not has_backbone[rows].any():
+            _refuse_without_coordinates(parsed, name, rows, has_atoms)
+        chain_id, count = name, 1
+        while chain_id in used or (count > 1 and chain_id in names):
+            count += 1
+            chain_id = f"{name}-{count}"
+        used.add(chain_id)
+        chains.append(
+            ProteinChain(
+                chain_id=chain_id,
+                sequence="".join(residues.letters[row] for row in rows),
+                coords=coords[rows],
+                residue_numbers=_complete_numbers([residues.numbers[row] for row in rows]),
+                b_factors=b_factors[rows],
+                **metadata,
+            )
+        )
+    return chains
+
+
+def _refuse_without_coordinates(parsed: ParsedStructure, name: str, rows: list[int], has_atoms: np.ndarray) -> None:
+    """Coordinates that mmCIF marks as unknown are as good as none; anything else is an error."""
+    unread = parsed.unread()
+    if unread is None and not has_atoms[rows].any():
+        return
+    why = f"{unread} has no three numbers there" if unread else "its atoms are not called N, CA, C, O or CB"
+    raise ValueError(
+        f"chain {name!r} has {len(rows)} residues but not one backbone atom with coordinates; {why} "
+        f"(its atoms begin at {parsed.first_atom})"
+    )
+
+
+# --- Polymers ----------------------------------------------------------------------------------------------------
+
+
+def _find_polymers(parsed: ParsedStructure) -> None:
+    """Sets the entity type of each residue: by the file's entities, its TER records, or gemmi's heuristics."""
+    model = parsed.structure[0]
+    if parsed.labelled:
+        parsed.structure.merge_chain_parts()
+        parsed.structure.add_entity_types()
+        if any(residue.subchain == "" for chain in model for residue in chain):
+            parsed.structure.assign_subchains(False)
+        return
+    seen: set[str] = set()
+    later: list[gemmi.Chain] = []
+    for chain, ended in zip(model, _ended_runs(parsed)):
+        if ended:
+            _set_type(chain, gemmi.EntityType.Polymer)
+        elif chain.name in seen:
+            _set_type(chain, gemmi.EntityType.NonPolymer)
+            later.append(chain)
+        seen.add(chain.name)
+    parsed.structure.add_entity_types()
+    for chain in later:
+        _restore_polymer(chain)
+    parsed.structure.assign_subchains(True)
+
+
+def _set_type(chain: gemmi.Chain, kind: gemmi.EntityType) -> None:
+    for residue in chain:
+        residue.entity_type = kind
+
+
+def _ended_runs(parsed: ParsedStructure) -> list[bool]:
+    """Whether a TER record ends each run of the model's chains."""
+    ended, atoms = [], 0
+    for chain in parsed.structure[0]:
+        atoms += chain.count_atom_sites()
+        ended.append(atoms in parsed.ends)
+    return ended
+
+
+def _closed_runs(parsed: ParsedStructure) -> list[bool]:
+    """Whether a TER record stands before each run and after an earlier one of the same chain id."""
+    if parsed.labelled:
+        return [False] * len(parsed.structure[0])
+    closed, over = [], set()
+    for chain, ended in zip(parsed.structure[0], _ended_runs(parsed)):
+        closed.append(chain.name in over)
+        if ended:
+            over.add(chain.name)
+    return closed
+
+
+def _restore_polymer(chain: gemmi.Chain) -> None:
+    """
+    Marks as polymer what a run that follows on a chain of the same id holds of proteins.
+
+    That is from the first to the last of the ATOM records' amino acids that are bonded to another. Amino acids that
+    stand alone, or that are HETATM records, are ligands.
+    """
+    peptides = [i for i, residue in enumerate(chain) if residue.find_atom("CA", "*") and len(residue) > 1]
+    bonded = [(i, j) for i, j in itertools.pairwise(peptides) if _are_bonded(chain[i], chain[j])]
+    polymer = sorted({i for pair in bonded if any(chain[k].het_flag == "A" for k in pair) for i in pair})
+    if polymer:
+        for i in peptides:
+            if polymer[0] <= i <= polymer[-1] and (chain[i].het_flag == "A" or i in polymer):
+                chain[i].entity_type = gemmi.EntityType.Polymer
+
+
+def _are_bonded(one: gemmi.Residue, other: gemmi.Residue) -> bool:
+    atoms = [residue.find_atom(name, "*") for residue, name in zip((one, other, one, other), ("C", "N", "CA", "CA"))]
+    if atoms[0] and atoms[1]:
+        return atoms[0].pos.dist(atoms[1].pos) < _PEPTIDE_BOND
+    return atoms[2].pos.dist(atoms[3].pos) < _NEIGHBOURING_CA
+
+
+def _is_protein(structure: gemmi.Structure, span: gemmi.ResidueSpan) -> bool:
+    entity = structure.get_entity_of(span)
+    kind = entity.polymer_type if entity else gemmi.PolymerType.Unknown
+    if kind == gemmi.PolymerType.Unknown:
+        kind = span.check_polymer_type()
+    return kind in _PEPTIDES
+
+
+# --- Residues ----------------------------------------------------------------------------------------------------
+
+
+def _list_residues(parsed: ParsedStructure) -> _Residues:
+    structure = parsed.structure
+    parents = parsed.parents | {modified.res_id.name: modified.parent_comp_id for modified in structure.mod_residues}
+    found = _Residues([], [], [], [], [], [])
+    for run, chain in enumerate(structure[0]):
+        for span in chain.subchains():
+            protein = _is_protein(structure, span)
+            previous = None
+            for residue in span:
+                # Neighbours that share these and are marked as alternatives are conformers of one residue: the first
+                # is taken. label_seq (mmCIF only) tells residues apart whose insertion codes somebody removed.
+                site = (residue.seqid.num, residue.seqid.icode, residue.segment, residue.label_seq)
+                letter = None
+                is_conformer = site == previous and any(atom.altloc != "\0" for atom in residue)
+                if protein and residue.entity_type == gemmi.EntityType.Polymer and not is_conformer:
+                    letter = one_letter(residue, parents)
+                previous = site
+                found.rows.append(len(found.letters) if letter else -1)
+                if letter:
+                    found.keys.append((chain.name, residue.segment, residue.subchain if parsed.labelled else ""))
+                    found.runs.append(run)
+                    found.letters.append(letter)
+                    found.numbers.append(parsed.number_of(residue))
+                    found.labels.append(residue.label_seq)
+    return found
+
+
+def _complete_numbers(numbers: list[str]) -> tuple[str, ...]:
+    """Residues without a number get the one after their predecessor's; the first one gets 1."""
+    complete: list[str] = []
+    for number in numbers:
+        if not re.match(r"-?\d", number):
+            last = re.match(r"-?\d+", complete[-1]) if complete else None
+            number = str(int(last[0]) + 1 if last else 1)
+        complete.append(number)
+    return tuple(complete)
+
+
+def _split_into_molecules(
+    residues: _Residues, coords: np.ndarray, closed: list[bool], labelled: bool
+) -> list[tuple[str, list[int]]]:
+    """Chain id of the file and rows of each molecule, in file order."""
+    molecules: dict[tuple, list[list[int]]] = {}
+    order: list[tuple[str, list[int]]] = []
+    numbers: dict[int, set[str]] = {}  # of each molecule, by its first row
+    for row, key in enumerate(residues.keys):
+        parts = molecules.setdefault(key, [])
+        last = parts[-1] if parts else None
+        if last is None or not _continues(residues, coords, closed, labelled, numbers[last[0]], last[-1], row):
+            last = []
+            parts.append(last)
+            order.append((key[0], last))
+            numbers[row] = set()
+        last.append(row)
+        numbers[last[0]].add(residues.numbers[row])
+    # What stands alone behind the end of a chain is a free amino acid, not a chain of one residue.
+    return [(name, rows) for name, rows in order if len(rows) > 1 or not closed[residues.runs[rows[0]]]]
+
+
+def _continues(
+    residues: _Residues,
+    coords: np.ndarray,
+    closed: list[bool],
+    labelled: bool,
+    numbers: set[str],
+    last: int,
+    row: int,
+) -> bool:
+    """Whether the residue at `row` belongs to the molecule that holds `numbers` and ends at `last`."""
+    if labelled and None not in (labels := (residues.labels[last], residues.labels[row])) and labels[0] < labels[1]:
+        return True
+    number, before = residues.numbers[row], residues.numbers[last]
+    starts_again = number in numbers and number != before and re.match(r"-?\d", number) is not None
+    is_closed = residues.runs[last] != residues.runs[row] and closed[residues.runs[row]]
+    if not starts_again and not is_closed:
+        return True
+    bond = np.linalg.norm(coords[last, _C] - coords[row, _N])
+    distance = np.linalg.norm(coords[last, _CA] - coords[row, _CA])
+    if bond < _PEPTIDE_BOND or (np.isnan(bond) and distance < _NEIGHBOURING_CA):
+        return True
+    if starts_again:
+        return False
+    # Some programs write TER at every gap of a chain, so a loop of as many residues as are missing has to reach.
+    values = [re.match(r"-?\d+", text) for text in (before, number)]
+    gap = int(values[1][0]) - int(values[0][0]) if all(values) else 0
+    return 1 < gap <= _LONGEST_LOOP and bool(distance <= _REACH * gap)
+
+
+# --- Atoms -------------------------------------------------------------------------------------------------------
+
+
+def _backbone(structure: gemmi.Structure, residues: _Residues) -> tuple[np.ndarray, ...]:
+    """
+    Coordinates `(length, 5, 3)`, B-factors `(length,)`, and whether each residue has any atom and any backbone atom
+    with coordinates (other than zeros), taken from all atoms at once.
+    """
+    length = len(residues.letters)
+    atom_counts = [len(residue) for chain in structure[0] for residue in chain]
+    for chain in structure[0]:
+        # FlatStructure refuses names of more than 7 characters, and only atom names are needed from here on.
+        chain.name = ""
+        for residue in chain:
+            residue.name = residue.subchain = residue.entity_id = ""
+    atoms = gemmi.FlatStructure(structure)
+    row = np.repeat(np.array(residues.rows, dtype=int), atom_counts)
+    with np.errstate(over="ignore"):
+        position = atoms.pos.astype(np.float32)  # beyond the range of float32: infinite, so missing
+    names = flat_atom_names(atoms)
+    used = row >= 0
+    present = used & np.isfinite(position).all(axis=1)
+
+    coords = np.full((length, len(BACKBONE_ATOMS), 3), np.nan, dtype=np.float32)
+    for slot, name in enumerate(BACKBONE_ATOMS):
+        atom = np.flatnonzero(present & (names == name.encode()))
+        coords[row[atom], slot] = position[atom]  # of repeated rows the last one stays: the last-listed altloc
+    has_backbone = (np.isfinite(coords) & (coords != 0)).any(axis=(1, 2))
+    _drop_placeholders(coords)
+
+    # Each line overrides the one before it: any atom, the first present atom, the last-listed CA.
+    b_factors = np.full(length, np.nan, dtype=np.float32)
+    for atom in (
+        np.flatnonzero(used)[::-1],
+        np.flatnonzero(present)[::-1],
+        np.flatnonzero(present & (names == b"CA")),
+    ):
+        b_factors[row[atom]] = atoms.b_iso[atom]
+    has_atoms = np.zeros(length, dtype=bool)
+    has_atoms[row[present]] = True
+    return coords, b_factors, has_atoms, has_backbone
+
+
+def _drop_placeholders(coords: np.ndarray) -> None:
+    """
+    Makes coordinates NaN, in place, that stand for missing atoms: several atoms of a residue at one point, and an atom
+    at the origin that lies nowhere near the rest of its residue.
+    """
+    distance = np.linalg.norm(coords[:, :, None] - coords[:, None], axis=-1)  # (L, 5, 5)
+    distance[:, range(len(BACKBONE_ATOMS)), range(len(BACKBONE_ATOMS))] = np.nan
+    coincide = (distance == 0).any(axis=-1)
+    near = (distance < 5).any(axis=-1)
+    others = np.isfinite(distance).any(axis=-1)
+    coords[coincide | ((coords == 0).all(axis=-1) & others & ~near)] = np.nan

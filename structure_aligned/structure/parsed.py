@@ -1,0 +1,158 @@
+"""
+A structure as gemmi parses it, in which each residue of the file is a residue of its own.
+
+gemmi joins atoms that share chain, number and name, wherever they stand. In most files these identify a residue; where
+they do not (two molecules under one chain id, insertion codes that somebody removed), an atom that comes twice without
+being marked as an alternative gives it away, and the residues are numbered again before the text is parsed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import gemmi
+import numpy as np
+
+from .chain import BACKBONE_ATOMS
+from .components import simulated_parent
+
+
+@dataclass
+class ParsedStructure:
+    """
+    A structure of one model, and what gemmi's structure does not hold.
+
+    Args:
+        structure (`gemmi.Structure`): Chains are runs of one chain id between TER records, in file order.
+        parents (`dict[str, str]`): Parents of modified residues by component.
+        ends (`frozenset[int]`, *optional*): Numbers of atoms that stand before the TER records.
+        labelled (`bool`, *optional*, defaults to `False`): Subchains are the file's own (label_asym_id of mmCIF).
+        numbers (`list[str]`, *optional*): Where residues were numbered again: what the file gives as their number.
+        resolution (`float`, *optional*): In Å; 0 where the file does not say.
+        names_predictor, model_cif (`bool`, *optional*): Marks of a predicted structure.
+        unread (`Callable`, *optional*): Names the first atom line whose coordinates are not numbers, for errors.
+        first_atom (`str`, *optional*): Where the atoms begin, for errors.
+    """
+
+    structure: gemmi.Structure
+    parents: dict[str, str] = field(default_factory=dict)
+    ends: frozenset[int] = frozenset()
+    labelled: bool = False
+    numbers: list[str] | None = None
+    resolution: float = 0.0
+    names_predictor: bool = False
+    model_cif: bool = False
+    unread: Callable[[], str | None] = lambda: None
+    first_atom: str = "row 1 of _atom_site"
+
+    def number_of(self, residue: gemmi.Residue) -> str:
+        """The residue's number in the file, with its insertion code; not a number where the file gives none."""
+        return str(residue.seqid) if self.numbers is None else self.numbers[residue.seqid.num - 1]
+
+
+class AtomLine(NamedTuple):
+    """What tells residues apart: a place in the file's numbering, and the atom that stands there."""
+
+    site: tuple
+    component: str
+    altloc: str
+    name: str
+    position: tuple
+    line: str
+
+
+def is_number(text: bytes) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def keep_first_model(structure: gemmi.Structure) -> None:
+    if len(structure) == 0:
+        raise ValueError("no atoms")
+    del structure[1:]
+
+
+def name_standard_residues(structure: gemmi.Structure) -> None:
+    """Gives amino acids that a simulation program named after their state the name of the amino acid."""
+    names = {residue.name for chain in structure[0] for residue in chain}
+    parents = {name: parent for name in names if (parent := simulated_parent(name))}
+    if parents:
+        for chain in structure[0]:
+            for residue in chain:
+                residue.name = parents.get(residue.name, residue.name)
+
+
+def has_merged_residues(structure: gemmi.Structure) -> bool:
+    """
+    Whether a residue that has a CA holds a backbone atom twice, at two places, without being marked as an alternative.
+    """
+    atoms = gemmi.FlatStructure(structure)
+    sizes = [len(residue) for chain in structure[0] for residue in chain]
+    residue = np.repeat(np.arange(len(sizes)), sizes)
+    names = flat_atom_names(atoms)
+    altlocs = np.array(atoms.altlocs)
+    positions = np.array(atoms.pos)
+    with_ca = np.zeros(len(sizes), dtype=bool)
+    with_ca[residue[names == b"CA"]] = True
+    for name in BACKBONE_ATOMS:
+        found = np.flatnonzero(names == name.encode())
+        found = found[with_ca[residue[found]]]
+        repeated = np.flatnonzero(residue[found][1:] == residue[found][:-1])
+        # Few: the alternative locations.
+        seen: dict[tuple, tuple] = {}
+        for index in np.union1d(found[repeated], found[repeated + 1]).tolist():
+            key = (residue[index], altlocs[index])
+            position = tuple(positions[index].tolist())
+            if seen.setdefault(key, position) != position and not any(map(math.isnan, position)):
+                return True
+    return False
+
+
+def flat_atom_names(atoms: gemmi.FlatStructure) -> np.ndarray:
+    """Atom names as an array of bytes."""
+    names = np.array(atoms.atom_names)
+    names[np.logical_or.accumulate(names == 0, axis=1)] = 0  # gemmi before 0.7.5 leaves the bytes after the end as is
+    return names.view("S8").ravel()
+
+
+def number_residues(atoms: Iterable[AtomLine]) -> Iterator[int]:
+    """
+    For each atom the number of its residue, counted from 1.
+
+    Atoms in a row at one site are one residue with its alternatives, unless the residue name changes or the first
+    backbone atom comes again, at another place and without being marked as an alternative: there another residue
+    begins.
+
+    Raises:
+        ValueError: Another atom comes again, so that the residues cannot be told apart; the message names the line.
+    """
+    residue = 0
+    for _, group in itertools.groupby(atoms, key=lambda atom: atom.site):
+        residue += 1
+        components: set[str] = set()
+        seen: dict[tuple, tuple] = {}
+        first = None
+        for atom in group:
+            if components and atom.component not in components and not atom.altloc:
+                residue, components, seen, first = residue + 1, set(), {}, None
+            components.add(atom.component)
+            if atom.name in BACKBONE_ATOMS:
+                first = first or atom.name
+                key = (atom.component, atom.name, atom.altloc)
+                if seen.get(key, atom.position) != atom.position:
+                    if atom.name == first:
+                        residue, components, seen = residue + 1, {atom.component}, {}
+                    elif any(name == "CA" for _, name, _ in seen):
+                        raise ValueError(
+                            f"{atom.line}: the atom {atom.name} of residue {atom.component} "
+                            f"{''.join(map(str, atom.site)).strip()} comes twice without being marked as an "
+                            "alternative location"
+                        )
+                seen[key] = atom.position
+            yield residue
