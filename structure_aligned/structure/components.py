@@ -37,17 +37,24 @@ def simulated_parent(name: str) -> str | None:
     return None
 
 
-def one_letter(residue: gemmi.Residue, parents: dict[str, str]) -> str | None:
+def one_letter(name: str, parents: dict[str, str]) -> str | None:
     """
-    Letter of a polymer residue or of its parent, `X` where neither is known, `None` for a cap.
+    The upper-case letter of an amino acid or of its parent, `None` where neither is known.
 
     Args:
-        residue (`gemmi.Residue`): Its name is one of the PDB's components, or anything else.
+        name (`str`): Name of the residue.
         parents (`dict[str, str]`): Parents of modified residues, as the file states them.
     """
-    for component in (residue.name, parents.get(residue.name, "")):
+    for component in (name, parents.get(name, "")):
         info = gemmi.find_tabulated_residue(component)
         if info.found() and info.is_amino_acid() and info.one_letter_code.isalpha():
             return info.one_letter_code.upper()
-    # Asked by name: a file without elements makes a calcium of CA. Calcium itself is the only atom of its residue.
-    return "X" if (len(residue) > 1 and any(atom.name == "CA" for atom in residue)) or residue.get_ca() else None
+    return None
+
+
+def has_ca(residue: gemmi.Residue) -> bool:
+    """
+    Whether a residue has an alpha carbon. Its name decides, because files without elements turn it into calcium;
+    calcium itself is the only atom of its residue.
+    """
+    return residue.get_ca() is not None or (len(residue) > 1 and any(atom.name == "CA" for atom in residue))

@@ -15,7 +15,7 @@ from ..utils.files import MAX_BYTES, is_gzipped, read_bytes
 from .chain import ProteinChain
 from .mmcif import parse_mmcif
 from .molecules import extract_chains
-from .parsed import ParsedStructure
+from .parsed import MergedResiduesError, ParsedStructure
 from .pdb import parse_pdb
 from .write import write_mmcif
 
@@ -81,9 +81,14 @@ def read_chains(path: str | os.PathLike) -> list[ProteinChain]:
     suffix, stem = _split_name(path)
     data = _read_bytes(path)
     try:
-        parsed = (parse_pdb if suffix in _PDB_SUFFIXES else parse_mmcif)(data)
+        parse = parse_pdb if suffix in _PDB_SUFFIXES else parse_mmcif
+        parsed = parse(data)
         count = len({chain.name for chain in parsed.structure[0]})
-        chains = extract_chains(parsed, _metadata(parsed, stem))
+        metadata = _metadata(parsed, stem)
+        try:
+            chains = extract_chains(parsed, metadata)
+        except MergedResiduesError:
+            chains = extract_chains(parse(data, number_again=True), metadata)
     # gemmi reports broken files as RuntimeError or ValueError (UnicodeDecodeError among them) and numbers out of
     # range as OverflowError or IndexError.
     except (RuntimeError, ValueError, OverflowError, IndexError) as error:

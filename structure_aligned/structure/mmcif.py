@@ -9,7 +9,6 @@ import gemmi
 from .parsed import (
     AtomLine,
     ParsedStructure,
-    has_merged_residues,
     is_number,
     keep_first_model,
     name_standard_residues,
@@ -45,9 +44,13 @@ _OPTIONAL_COLUMNS = {
 _MAX_BLOCKS = 1000
 
 
-def parse_mmcif(data: bytes) -> ParsedStructure:
+def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
     """
     Parses mmCIF text.
+
+    Args:
+        data (`bytes`): Its lines end in LF.
+        number_again (`bool`, *optional*, defaults to `False`): Tell residues apart by their atoms, not their numbers.
 
     Raises:
         ValueError, RuntimeError: The text is not mmCIF, or has no atoms with coordinates.
@@ -66,11 +69,9 @@ def parse_mmcif(data: bytes) -> ParsedStructure:
     model_cif = any(name.lower().startswith("_ma_") for name in block.get_mmcif_category_names())
     for category in _UNUSED_CATEGORIES:
         block.find_mmcif_category(category).erase()
-    structure = _structure_of(block)
-    numbers = None
-    if has_merged_residues(structure):
-        numbers = _number_mmcif_residues(block)
-        structure = _structure_of(block)
+    numbers = _number_mmcif_residues(block) if number_again else None
+    structure = gemmi.make_structure_from_block(block)
+    keep_first_model(structure)
     parents = {
         gemmi.cif.as_string(row[0]): gemmi.cif.as_string(row[1])
         for row in block.find("_chem_comp.", ["id", "mon_nstd_parent_comp_id"])
@@ -91,12 +92,6 @@ def parse_mmcif(data: bytes) -> ParsedStructure:
     )
     name_standard_residues(structure)
     return parsed
-
-
-def _structure_of(block: gemmi.cif.Block) -> gemmi.Structure:
-    structure = gemmi.make_structure_from_block(block)
-    keep_first_model(structure)
-    return structure
 
 
 def _add_optional_columns(block: gemmi.cif.Block) -> None:

@@ -16,8 +16,8 @@ import gemmi
 import numpy as np
 
 from .chain import BACKBONE_ATOMS, ProteinChain
-from .components import one_letter
-from .parsed import ParsedStructure, flat_atom_names
+from .components import has_ca, one_letter
+from .parsed import MergedResiduesError, ParsedStructure
 
 
 _PEPTIDES = (
@@ -25,6 +25,7 @@ _PEPTIDES = (
     gemmi.PolymerType.PeptideD,
     gemmi.PolymerType.CyclicPseudoPeptide,
 )
+_NUMBER_STARTS = frozenset("-0123456789")
 _N, _CA, _C = (BACKBONE_ATOMS.index(name) for name in ("N", "CA", "C"))
 _PEPTIDE_BOND = 2.0
 """Å between C and N of neighbours: 1.33 in a peptide bond, more only in poor models."""
@@ -116,6 +117,8 @@ def _find_polymers(parsed: ParsedStructure) -> None:
     for chain, ended in zip(model, _ended_runs(parsed)):
         if ended:
             _set_type(chain, gemmi.EntityType.Polymer)
+            if not has_ca(chain[-1]):
+                _leave_out_ligands(chain)
         elif chain.name in seen:
             _set_type(chain, gemmi.EntityType.NonPolymer)
             later.append(chain)
@@ -168,6 +171,17 @@ def _restore_polymer(chain: gemmi.Chain) -> None:
                 chain[i].entity_type = gemmi.EntityType.Polymer
 
 
+def _leave_out_ligands(chain: gemmi.Chain) -> None:
+    """Marks what follows on the protein where the TER record stands behind the ligands and waters of the chain."""
+    last = max((i for i, residue in enumerate(chain) if residue.het_flag == "A" and has_ca(residue)), default=None)
+    if last is None:
+        return
+    while last + 1 < len(chain) and has_ca(chain[last + 1]) and _are_bonded(chain[last], chain[last + 1]):
+        last += 1
+    for residue in chain[last + 1 :]:
+        residue.entity_type = gemmi.EntityType.NonPolymer
+
+
 def _are_bonded(one: gemmi.Residue, other: gemmi.Residue) -> bool:
     atoms = [residue.find_atom(name, "*") for residue, name in zip((one, other, one, other), ("C", "N", "CA", "CA"))]
     if atoms[0] and atoms[1]:
@@ -189,9 +203,12 @@ def _is_protein(structure: gemmi.Structure, span: gemmi.ResidueSpan) -> bool:
 def _list_residues(parsed: ParsedStructure) -> _Residues:
     structure = parsed.structure
     parents = parsed.parents | {modified.res_id.name: modified.parent_comp_id for modified in structure.mod_residues}
-    found = _Residues([], [], [], [], [], [])
+    found, letters, polymer = _Residues([], [], [], [], [], []), {}, gemmi.EntityType.Polymer
+    rows = found.rows
     for run, chain in enumerate(structure[0]):
+        name_of_chain = chain.name
         for span in chain.subchains():
+            subchain = span.subchain_id() if parsed.labelled else ""
             protein = _is_protein(structure, span)
             previous = None
             for residue in span:
@@ -200,24 +217,30 @@ def _list_residues(parsed: ParsedStructure) -> _Residues:
                 site = (residue.seqid.num, residue.seqid.icode, residue.segment, residue.label_seq)
                 letter = None
                 is_conformer = site == previous and any(atom.altloc != "\0" for atom in residue)
-                if protein and residue.entity_type == gemmi.EntityType.Polymer and not is_conformer:
-                    letter = one_letter(residue, parents)
+                if protein and residue.entity_type == polymer and not is_conformer:
+                    name = residue.name
+                    if name not in letters:
+                        letters[name] = one_letter(name, parents)
+                    # Caps such as ACE are no amino acid and have no CA.
+                    letter = letters[name] or ("X" if has_ca(residue) else None)
                 previous = site
-                found.rows.append(len(found.letters) if letter else -1)
+                rows.append(len(found.letters) if letter else -1)
                 if letter:
-                    found.keys.append((chain.name, residue.segment, residue.subchain if parsed.labelled else ""))
+                    found.keys.append((name_of_chain, site[2], subchain))
                     found.runs.append(run)
                     found.letters.append(letter)
                     found.numbers.append(parsed.number_of(residue))
-                    found.labels.append(residue.label_seq)
+                    found.labels.append(site[3])
     return found
 
 
 def _complete_numbers(numbers: list[str]) -> tuple[str, ...]:
     """Residues without a number get the one after their predecessor's; the first one gets 1."""
+    if all(number[:1] in _NUMBER_STARTS for number in numbers):
+        return tuple(numbers)
     complete: list[str] = []
     for number in numbers:
-        if not re.match(r"-?\d", number):
+        if number[:1] not in _NUMBER_STARTS:
             last = re.match(r"-?\d+", complete[-1]) if complete else None
             number = str(int(last[0]) + 1 if last else 1)
         complete.append(number)
@@ -231,16 +254,26 @@ def _split_into_molecules(
     molecules: dict[tuple, list[list[int]]] = {}
     order: list[tuple[str, list[int]]] = []
     numbers: dict[int, set[str]] = {}  # of each molecule, by its first row
-    for row, key in enumerate(residues.keys):
+    start = 0
+    for (key, _), group in itertools.groupby(zip(residues.keys, residues.runs)):
+        rows = range(start, start + sum(1 for _ in group))
+        start = rows.stop
         parts = molecules.setdefault(key, [])
-        last = parts[-1] if parts else None
-        if last is None or not _continues(residues, coords, closed, labelled, numbers[last[0]], last[-1], row):
-            last = []
-            parts.append(last)
-            order.append((key[0], last))
-            numbers[row] = set()
-        last.append(row)
-        numbers[last[0]].add(residues.numbers[row])
+        # Most runs are a molecule of their own whose numbers are all different.
+        if not parts and len(fresh := set(residues.numbers[rows.start : rows.stop])) == len(rows):
+            parts.append(list(rows))
+            order.append((key[0], parts[-1]))
+            numbers[rows.start] = fresh
+            continue
+        for row in rows:
+            last = parts[-1] if parts else None
+            if last is None or not _continues(residues, coords, closed, labelled, numbers[last[0]], last[-1], row):
+                last = []
+                parts.append(last)
+                order.append((key[0], last))
+                numbers[row] = set()
+            last.append(row)
+            numbers[last[0]].add(residues.numbers[row])
     # What stands alone behind the end of a chain is a free amino acid, not a chain of one residue.
     return [(name, rows) for name, rows in order if len(rows) > 1 or not closed[residues.runs[rows[0]]]]
 
@@ -258,7 +291,7 @@ def _continues(
     if labelled and None not in (labels := (residues.labels[last], residues.labels[row])) and labels[0] < labels[1]:
         return True
     number, before = residues.numbers[row], residues.numbers[last]
-    starts_again = number in numbers and number != before and re.match(r"-?\d", number) is not None
+    starts_again = number in numbers and number != before and number[:1] in _NUMBER_STARTS
     is_closed = residues.runs[last] != residues.runs[row] and closed[residues.runs[row]]
     if not starts_again and not is_closed:
         return True
@@ -290,16 +323,27 @@ def _backbone(structure: gemmi.Structure, residues: _Residues) -> tuple[np.ndarr
         for residue in chain:
             residue.name = residue.subchain = residue.entity_id = ""
     atoms = gemmi.FlatStructure(structure)
-    row = np.repeat(np.array(residues.rows, dtype=int), atom_counts)
+    residue = np.repeat(np.arange(len(residues.rows)), atom_counts)
+    row = np.array(residues.rows, dtype=int)[residue]
     with np.errstate(over="ignore"):
         position = atoms.pos.astype(np.float32)  # beyond the range of float32: infinite, so missing
-    names = flat_atom_names(atoms)
+    names = np.array(atoms.atom_names)
+    names[np.logical_or.accumulate(names == 0, axis=1)] = 0  # gemmi before 0.7.5 leaves the bytes after the end as is
+    names = names.view("S8").ravel()
     used = row >= 0
     present = used & np.isfinite(position).all(axis=1)
 
     coords = np.full((length, len(BACKBONE_ATOMS), 3), np.nan, dtype=np.float32)
+    with_ca = None
     for slot, name in enumerate(BACKBONE_ATOMS):
-        atom = np.flatnonzero(present & (names == name.encode()))
+        atom = np.flatnonzero(names == name.encode())
+        repeated = atom[np.flatnonzero(np.diff(residue[atom]) == 0)]
+        if len(repeated):
+            with_ca = residue[names == b"CA"] if with_ca is None else with_ca
+            _check_alternatives(
+                atoms, atom[np.isin(residue[atom], np.intersect1d(residue[repeated], with_ca))], residue
+            )
+        atom = atom[present[atom]]
         coords[row[atom], slot] = position[atom]  # of repeated rows the last one stays: the last-listed altloc
     has_backbone = (np.isfinite(coords) & (coords != 0)).any(axis=(1, 2))
     _drop_placeholders(coords)
@@ -317,14 +361,25 @@ def _backbone(structure: gemmi.Structure, residues: _Residues) -> tuple[np.ndarr
     return coords, b_factors, has_atoms, has_backbone
 
 
+def _check_alternatives(atoms: gemmi.FlatStructure, found: np.ndarray, residue: np.ndarray) -> None:
+    """Raises where an atom comes twice in a residue, at two places, without being marked as an alternative."""
+    altlocs, positions = np.array(atoms.altlocs)[found], np.array(atoms.pos)[found]
+    seen: dict[tuple, tuple] = {}
+    for index, altloc, position in zip(residue[found].tolist(), altlocs.tolist(), map(tuple, positions.tolist())):
+        if seen.setdefault((index, altloc), position) != position and not np.isnan(position[0]):
+            raise MergedResiduesError
+
+
 def _drop_placeholders(coords: np.ndarray) -> None:
     """
     Makes coordinates NaN, in place, that stand for missing atoms: several atoms of a residue at one point, and an atom
     at the origin that lies nowhere near the rest of its residue.
     """
-    distance = np.linalg.norm(coords[:, :, None] - coords[:, None], axis=-1)  # (L, 5, 5)
-    distance[:, range(len(BACKBONE_ATOMS)), range(len(BACKBONE_ATOMS))] = np.nan
-    coincide = (distance == 0).any(axis=-1)
-    near = (distance < 5).any(axis=-1)
-    others = np.isfinite(distance).any(axis=-1)
-    coords[coincide | ((coords == 0).all(axis=-1) & others & ~near)] = np.nan
+    # Atoms at one point have one sum of coordinates, and an atom at the origin has the sum 0; few others have.
+    sums = coords.sum(axis=-1)
+    ordered = np.sort(sums, axis=-1)
+    for row in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=-1) | (sums == 0).any(axis=-1)):
+        distances = np.linalg.norm(coords[row, :, None] - coords[row, None], axis=-1)
+        np.fill_diagonal(distances, np.nan)
+        at_origin = (coords[row] == 0).all(axis=-1) & np.isfinite(distances).any(axis=-1)
+        coords[row, (distances == 0).any(axis=-1) | (at_origin & ~(distances < 5).any(axis=-1))] = np.nan

@@ -15,10 +15,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import gemmi
-import numpy as np
 
 from .chain import BACKBONE_ATOMS
 from .components import simulated_parent
+
+
+class MergedResiduesError(ValueError):
+    """gemmi took several residues for one, so the text has to be parsed again with its residues numbered."""
+
+    def __init__(self) -> None:
+        super().__init__("an atom comes twice in one residue without being marked as an alternative location")
 
 
 @dataclass
@@ -80,45 +86,12 @@ def keep_first_model(structure: gemmi.Structure) -> None:
 
 def name_standard_residues(structure: gemmi.Structure) -> None:
     """Gives amino acids that a simulation program named after their state the name of the amino acid."""
-    names = {residue.name for chain in structure[0] for residue in chain}
+    names = structure[0].get_all_residue_names()
     parents = {name: parent for name in names if (parent := simulated_parent(name))}
     if parents:
         for chain in structure[0]:
             for residue in chain:
                 residue.name = parents.get(residue.name, residue.name)
-
-
-def has_merged_residues(structure: gemmi.Structure) -> bool:
-    """
-    Whether a residue that has a CA holds a backbone atom twice, at two places, without being marked as an alternative.
-    """
-    atoms = gemmi.FlatStructure(structure)
-    sizes = [len(residue) for chain in structure[0] for residue in chain]
-    residue = np.repeat(np.arange(len(sizes)), sizes)
-    names = flat_atom_names(atoms)
-    altlocs = np.array(atoms.altlocs)
-    positions = np.array(atoms.pos)
-    with_ca = np.zeros(len(sizes), dtype=bool)
-    with_ca[residue[names == b"CA"]] = True
-    for name in BACKBONE_ATOMS:
-        found = np.flatnonzero(names == name.encode())
-        found = found[with_ca[residue[found]]]
-        repeated = np.flatnonzero(residue[found][1:] == residue[found][:-1])
-        # Few: the alternative locations.
-        seen: dict[tuple, tuple] = {}
-        for index in np.union1d(found[repeated], found[repeated + 1]).tolist():
-            key = (residue[index], altlocs[index])
-            position = tuple(positions[index].tolist())
-            if seen.setdefault(key, position) != position and not any(map(math.isnan, position)):
-                return True
-    return False
-
-
-def flat_atom_names(atoms: gemmi.FlatStructure) -> np.ndarray:
-    """Atom names as an array of bytes."""
-    names = np.array(atoms.atom_names)
-    names[np.logical_or.accumulate(names == 0, axis=1)] = 0  # gemmi before 0.7.5 leaves the bytes after the end as is
-    return names.view("S8").ravel()
 
 
 def number_residues(atoms: Iterable[AtomLine]) -> Iterator[int]:

@@ -12,7 +12,6 @@ from .components import simulated_parent
 from .parsed import (
     AtomLine,
     ParsedStructure,
-    has_merged_residues,
     is_number,
     keep_first_model,
     name_standard_residues,
@@ -34,9 +33,13 @@ _RESIDUE_NUMBER = re.compile(rb"[ \-\d]{3}\d|[A-Za-z][\dA-Za-z]{3}|    ")
 _COORDINATE = re.compile(rb" *[+-]?\d+\.\d* *|\s*")
 
 
-def parse_pdb(data: bytes) -> ParsedStructure:
+def parse_pdb(data: bytes, number_again: bool = False) -> ParsedStructure:
     """
     Parses PDB text.
+
+    Args:
+        data (`bytes`): Its lines end in LF.
+        number_again (`bool`, *optional*, defaults to `False`): Tell residues apart by their atoms, not their numbers.
 
     Raises:
         ValueError, RuntimeError: The text is not PDB, or a line has not the columns of one; the message names it.
@@ -49,17 +52,17 @@ def parse_pdb(data: bytes) -> ParsedStructure:
         data = data[: end + 1]  # the other models of an NMR file need not be parsed
     mend = _LineMender(data)
     data = _PDB_ODD_ATOM.sub(mend, data)
-    structure = _read_pdb(data)
+    structure, ends = _read_pdb(data)
     if _has_stray_segments(structure):
         data = _PDB_SEGMENT.sub(rb"\1    ", data)
-        structure = _read_pdb(data)
+        structure, ends = _read_pdb(data)
     numbers = None
-    if has_merged_residues(structure):
+    if number_again:
         data, numbers = _number_pdb_residues(data)
-        structure = _read_pdb(data)
+        structure, ends = _read_pdb(data)
     parsed = ParsedStructure(
         structure,
-        ends=_atoms_before_ter(data),
+        ends=ends,
         numbers=numbers,
         resolution=structure.resolution,
         names_predictor=any("ALPHAFOLD" in remark.upper() for remark in structure.raw_remarks),
@@ -70,17 +73,21 @@ def parse_pdb(data: bytes) -> ParsedStructure:
     return parsed
 
 
-def _read_pdb(data: bytes) -> gemmi.Structure:
+def _read_pdb(data: bytes) -> tuple[gemmi.Structure, frozenset[int]]:
+    """The structure, and the numbers of atoms before the TER records."""
     structure = gemmi.read_pdb_string(data[1:], split_chain_on_ter=True)
     keep_first_model(structure)
-    expected, found = len(_PDB_ATOM.findall(data)), structure[0].count_atom_sites()
+    found = structure[0].count_atom_sites()
+    *ends, expected = _count_atoms(data)
+    if found != expected:  # records may be written in lower case
+        *ends, expected = _count_atoms(data.upper())
     if expected == 0:
         raise ValueError("no ATOM or HETATM record")
     if found != expected:
         end = re.search(rb"\nEND[ \r\n]", data)
         where = f", the others stand after the END in line {_line_number(data, end.start() + 1)}" if end else ""
         raise ValueError(f"only {found} of its {expected} atom lines can be read{where}")
-    return structure
+    return structure, frozenset(ends)
 
 
 def _has_stray_segments(structure: gemmi.Structure) -> bool:
@@ -89,6 +96,8 @@ def _has_stray_segments(structure: gemmi.Structure) -> bool:
 
     In a few places two segments may end and begin with residues of one number and name.
     """
+    if not any(residue.segment for chain in structure[0] for residue in (chain[0], chain[-1])):
+        return False
     residues = [residue for chain in structure[0] for residue in chain]
     segments = {residue.segment for residue in residues}
     if len(segments) == 1:
@@ -153,14 +162,13 @@ def _line_number(data: bytes, position: int) -> int:
     return data.count(b"\n", 0, position)
 
 
-def _atoms_before_ter(data: bytes) -> frozenset[int]:
-    """For each TER record the number of atoms that stand before it."""
-    ends, atoms, start = [], 0, 0
-    for ter in re.finditer(rb"\nTER", data, re.IGNORECASE):
-        atoms += len(_PDB_ATOM.findall(data, start, ter.start()))
-        start = ter.start()
-        ends.append(atoms)
-    return frozenset(ends)
+def _count_atoms(data: bytes) -> list[int]:
+    """The number of atom lines before each TER record, and before the end."""
+    counts, start = [0], 0
+    for end in [*(ter.start() for ter in re.finditer(rb"\n[Tt][Ee][Rr]", data)), len(data)]:
+        counts.append(counts[-1] + data.count(b"\nATOM", start, end) + data.count(b"\nHETA", start, end))
+        start = end
+    return counts[1:]
 
 
 def _number_pdb_residues(data: bytes) -> tuple[bytes, list[str]]:
