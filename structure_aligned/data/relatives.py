@@ -153,12 +153,21 @@ def clusters_of(chains: Iterable[ChainKey], clusters: Clusters, missing: str = "
 
 
 def relations(
-    chains: list[ChainKey], known: list[ChainKey], clusters: Clusters | None = None, missing_clusters: str = "raise"
+    chains: list[ChainKey],
+    known: Iterable[ChainKey],
+    clusters: Clusters | None = None,
+    missing_clusters: str = "raise",
 ) -> list[tuple[str, str] | None]:
     """
     For each chain, in what it is related to any of the known ones: its `"id"`, `"entry"`, `"sequence"` or `"cluster"`,
     whichever comes first, and its value. `None` where it is not related.
     """
+    known = list(known)
+    if strange := [one for one in known if not isinstance(one, ChainKey)]:
+        raise ValueError(
+            f"Training chains were given as {strange[0]!r}; expected what chain_keys(dataset) gives of the training set, "
+            "because an id does not tell where the entry ends."
+        )
     # Together, because a name of the cluster file must not be one chain here and another one there.
     found = _clusters_of_all([*chains, *known], clusters, missing_clusters)
     seen = {item for pair in zip(known, found[len(chains) :]) for item in _kinds(*pair)}
@@ -213,7 +222,7 @@ def leave_out_related(
     Returns:
         The dataset without related rows, and `{"source", "reason"}` of each of those.
     """
-    known = chain_keys(reference) if isinstance(reference, datasets.Dataset) else list(reference)
+    known = chain_keys(reference) if isinstance(reference, datasets.Dataset) else reference
     chains = chain_keys(dataset)
     kept, dropped = [], []
     for row, relation in enumerate(relations(chains, known, clusters, missing_clusters)):

@@ -155,6 +155,8 @@ def test_relatives_of_a_reference_are_left_out(keys):
     assert reasons == expected
     kept, _ = leave_out_related(chains(**OTHERS), reference)
     assert kept["id"][:] == ["6new_A", "7new_A"]
+    with pytest.raises(ValueError, match="given as '1abc_A'; expected what chain_keys"):
+        leave_out_related(chains(**OTHERS), REFERENCE)
     with pytest.raises(ValueError, match="2xyz_A"):
         leave_out_related(chains(**OTHERS), reference, {name: name for name in OTHERS})
 
