@@ -165,8 +165,8 @@ def relations(
     known = list(known)
     if strange := [one for one in known if not isinstance(one, ChainKey)]:
         raise ValueError(
-            f"Training chains were given as {strange[0]!r}; expected what chain_keys(dataset) gives of the training set, "
-            "because an id does not tell where the entry ends."
+            f"Training chains were given as {strange[0]!r}; expected what chain_keys(dataset) gives of the training "
+            "set, because an id does not tell where the entry ends."
         )
     # Together, because a name of the cluster file must not be one chain here and another one there.
     found = _clusters_of_all([*chains, *known], clusters, missing_clusters)
