@@ -67,10 +67,10 @@ class ClosingTable:
             self.notes.append("No contacts: a prepared dataset has no coordinates. Give its --structures as well.")
             return
         fit_rows = draw_rows(self.trainer.train_dataset, FIT_CHAINS)
-        names = [part.select_columns(["id", "digest"]) for part in (self.rows, fit_rows)]
+        names = [part.select_columns(["entry", "chain", "digest"]) for part in (self.rows, fit_rows)]
         found = find_chains(structures, datasets.concatenate_datasets(names), MAX_UNNAMED_FILES)
-        chains = [found[name] for name in self.rows["id"] if name in found]
-        fit_chains = [found[name] for name in fit_rows["id"] if name in found]
+        chains = [chain for chain in found[: len(self.rows)] if chain is not None]
+        fit_chains = [chain for chain in found[len(self.rows) :] if chain is not None]
         missing = f"{len(chains)} of {len(self.rows)} validation and {len(fit_chains)} of {len(fit_rows)} training"
         if not chains or not fit_chains:
             self.notes.append(f"No contacts: only {missing} chains were found in the structure files.")

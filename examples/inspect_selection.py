@@ -22,14 +22,13 @@ from structure_aligned import (
     StructureAlignmentTrainer,
     StructureAlignmentTrainingArguments,
     assign_secondary_structure,
+    find_chains,
     load_prepared_dataset,
     plot_selection,
-    read_chains,
     selection_frequency,
     selection_summary,
     selection_table,
 )
-from structure_aligned.data.selecting import resolve_structures
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -77,22 +76,18 @@ def make_trainer(args: argparse.Namespace, dataset: datasets.Dataset) -> Structu
     )
 
 
-def with_secondary(records: list[SelectionRecord], structures: list[str]) -> list[SelectionRecord]:
-    """The records with the secondary structure of those chains that are in the files, by id and sequence."""
-    wanted = {record.id: record for record in records}
-    entries = {name.rsplit("_", 1)[0].lower() for name in wanted}
-    # Files that are named like the entries come first: of a large folder only these need to be read.
-    paths = sorted(resolve_structures(structures), key=lambda path: not any(e in path.name.lower() for e in entries))
-    found: dict[str, str] = {}
-    for path in paths:
-        if len(found) == len(wanted):
-            break
-        for chain in read_chains(path):
-            if chain.id in wanted and chain.sequence == wanted[chain.id].sequence:
-                found[chain.id] = assign_secondary_structure(chain.coords, chain.sequence)
-    if missing := sorted(set(wanted) - set(found)):
-        print(f"No chain of this id and sequence in --structures, so no secondary structure: {', '.join(missing)}")
-    return [replace(record, secondary=found.get(record.id)) for record in records]
+def with_secondary(
+    records: list[SelectionRecord], dataset: datasets.Dataset, structures: list[str]
+) -> list[SelectionRecord]:
+    """The records with the secondary structure of those chains of the dataset that are in the files."""
+    row_of = {name: row for row, name in enumerate(dataset["id"])}
+    found = find_chains(structures, dataset.select([row_of[record.id] for record in records]))
+    secondary = [
+        None if chain is None else assign_secondary_structure(chain.coords, chain.sequence) for chain in found
+    ]
+    if missing := sorted(record.id for record, chain in zip(records, found) if chain is None):
+        print(f"Not in --structures with this content, so without secondary structure: {', '.join(missing)}")
+    return [replace(record, secondary=states) for record, states in zip(records, secondary)]
 
 
 def main() -> None:
@@ -110,7 +105,7 @@ def main() -> None:
     chains = args.chains or dataset["id"][: args.num_chains]
     records = list(selection_frequency(trainer, dataset, args.epochs, chains).values())
     if args.structures:
-        records = with_secondary(records, args.structures)
+        records = with_secondary(records, dataset, args.structures)
     args.output.mkdir(parents=True, exist_ok=True)
     for record in records:
         plot_selection(record, args.output / f"{record.id}.png")

@@ -45,8 +45,8 @@ _PUBLIC = {
     "data.features": ["decode_embedding"],
     "data.quality": ["QualityThresholds", "mask_low_confidence", "mean_b_factors"],
     "data.reference": ["attach_reference_losses"],
-    "data.seen": ["leave_out_seen", "sequence_digest", "write_training_chains"],
-    "data.relatives": ["assert_disjoint", "leave_out_related", "read_clusters"],
+    "data.seen": ["leave_out_seen", "write_training_chains"],
+    "data.relatives": ["assert_disjoint", "chain_keys", "leave_out_related", "read_clusters", "sequence_digest"],
     "data.split_summary": ["SplitSummary"],
     "data.splits": ["split_chains"],
     "data.collator": ["DataCollatorForStructureAlignment"],
@@ -134,8 +134,8 @@ if TYPE_CHECKING:
     from .data.quality import QualityThresholds, mask_low_confidence, mean_b_factors
     from .data.ranks import launched_ranks
     from .data.reference import attach_reference_losses
-    from .data.relatives import assert_disjoint, leave_out_related, read_clusters
-    from .data.seen import leave_out_seen, sequence_digest, write_training_chains
+    from .data.relatives import assert_disjoint, chain_keys, leave_out_related, read_clusters, sequence_digest
+    from .data.seen import leave_out_seen, write_training_chains
     from .data.sharding import PreparedDataset, prepare_dataset
     from .data.split_summary import SplitSummary
     from .data.splits import split_chains

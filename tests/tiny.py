@@ -71,6 +71,8 @@ def row(index: int, length: int | None = None, pgnn: str = "tiny") -> dict:
     values = dict.fromkeys(FEATURES)
     return values | {
         "id": f"row{index}_A",
+        "entry": f"row{index}",
+        "chain": "A",
         "sequence": "".join(rng.choice(list(AMINO_ACIDS), length)),
         "length": length,
         "structure_tokens": rng.integers(0, 20, length).astype(np.uint8),
@@ -83,6 +85,12 @@ def row(index: int, length: int | None = None, pgnn: str = "tiny") -> dict:
         "digest": str(index),
         "pgnn": pgnn,
     }
+
+
+def named(name: str) -> dict:
+    """Columns of a chain whose entry and chain are the two parts of `name`, such as `1abc_A`."""
+    entry, _, chain = name.rpartition("_")
+    return {"id": name, "entry": entry, "chain": chain}
 
 
 def dataset(count: int, **options):

@@ -28,7 +28,7 @@ from .features import (
     load_row,
     pgnn_identity,
 )
-from .reading import embed_chains, map_processes, parse_file, residue_batches, unique_ids
+from .reading import embed_chains, map_processes, parse_file, residue_batches, unique_chains
 from .selecting import ChainFilter, resolve_structures
 
 
@@ -41,6 +41,8 @@ DESCRIPTION = "Protein chains with 3Di structure tokens and residue embeddings o
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
+        "entry": datasets.Value("string"),
+        "chain": datasets.Value("string"),
         "sequence": datasets.Value("string"),
         "length": datasets.Value("int32"),
         "structure_tokens": datasets.List(datasets.Value("uint8")),
@@ -254,7 +256,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             self._report.chains += len(records)
             records, dropped = self.config.filters.apply(records)
             self._report.skipped += dropped
-            records, dropped = unique_ids(records, self.config.on_error)
+            records, dropped = unique_chains(records, self.config.on_error)
             self._report.skipped += dropped
             if not records:
                 raise ValueError(
@@ -273,9 +275,9 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             )
         return generators
 
-    def _generate_examples(self, records: list[ChainRecord]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for record in records:
-            yield record.id, load_row(record, self.store.embedding_path(record.digest), self._pgnn_identity)
+    def _generate_examples(self, records: list[ChainRecord]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, record in enumerate(records):
+            yield number, load_row(record, self.store.embedding_path(record.digest), self._pgnn_identity)
 
     def _read(self, files: list[Path], num_proc: int) -> list[ChainRecord]:
         """Records of all chains, in the order of the files; only files without a record are parsed."""

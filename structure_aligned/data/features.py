@@ -214,6 +214,8 @@ def make_row(record: ChainRecord, embedding: np.ndarray, pgnn: str) -> dict[str,
         )
     return {
         "id": record.id,
+        "entry": record.entry_id,
+        "chain": record.chain_id,
         "sequence": record.sequence,
         "length": len(record),
         "structure_tokens": tokens,

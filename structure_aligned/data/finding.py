@@ -10,13 +10,14 @@ from datasets.utils import logging
 
 from ..structure.chain import ProteinChain
 from ..structure.io import read_chains
+from .quality import require_columns
 from .selecting import resolve_structures
 
 
 logger = logging.get_logger(__name__)
 
 
-def find_chains(structures: Any, rows: datasets.Dataset, max_files: int | None = None) -> dict[str, ProteinChain]:
+def find_chains(structures: Any, rows: datasets.Dataset, max_files: int | None = None) -> list[ProteinChain | None]:
     """
     Reads the chains of some rows again, for what a dataset does not hold: coordinates.
 
@@ -30,22 +31,25 @@ def find_chains(structures: Any, rows: datasets.Dataset, max_files: int | None =
         max_files (`int`, *optional*): Read no more files than this of those whose name does not tell.
 
     Returns:
-        `dict[str, ProteinChain]`: By id, those that were found, in the order of the rows.
+        `list[ProteinChain | None]`: The chain of each row, `None` where it was not found.
     """
-    wanted = {row["id"]: row["digest"] for row in rows.with_format(None).select_columns(["id", "digest"])}
-    entries = {name.rpartition("_")[0].lower() for name in wanted}
+    columns = require_columns(rows, ("entry", "chain", "digest")).with_format(None)
+    wanted = list(zip(columns["entry"], columns["chain"], columns["digest"]))
+    needed = set(wanted)
+    entries = {entry.lower() for entry, _, _ in needed}
     named, others = [], []
     for path in resolve_structures(structures):
         name = path.name.lower()
         (named if any(entry in name for entry in entries) else others).append(path)
-    found: dict[str, ProteinChain] = {}
+    found: dict[tuple[str, str, str], ProteinChain] = {}
     for path in [*named, *others[:max_files]]:
-        if len(found) == len(wanted):
+        if len(found) == len(needed):
             break
         for chain in _readable(path):
-            if chain.id not in found and wanted.get(chain.id) == chain.digest():
-                found[chain.id] = chain
-    return {name: found[name] for name in wanted if name in found}
+            key = (chain.entry_id, chain.chain_id, chain.digest())
+            if key in needed:
+                found.setdefault(key, chain)
+    return [found.get(key) for key in wanted]
 
 
 def _readable(path: Path) -> list[ProteinChain]:

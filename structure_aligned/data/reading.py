@@ -38,23 +38,21 @@ def map_processes(function: Callable[[Any], Any], jobs: list, num_proc: int) -> 
         yield from pool.map(function, jobs, chunksize=max(1, min(16, len(jobs) // (4 * num_proc))))
 
 
-def unique_ids(records: list[ChainRecord], on_error: str) -> tuple[list[ChainRecord], list[dict[str, str]]]:
+def unique_chains(records: list[ChainRecord], on_error: str) -> tuple[list[ChainRecord], list[dict[str, str]]]:
     """
-    The first record of each id, and `{"source", "reason"}` of the others.
+    The first record of each entry and chain, and `{"source", "reason"}` of the others.
 
     Raises:
-        `ValueError`: With `on_error="raise"`, where an id comes twice.
+        `ValueError`: With `on_error="raise"`, where a chain of an entry comes twice.
     """
-    first: dict[str, ChainRecord] = {}
+    first: dict[tuple[str, str], ChainRecord] = {}
     skipped = []
     for record in records:
-        if record.id in first:
+        if first.setdefault((record.entry_id, record.chain_id), record) is not record:
             message = f"duplicate id: {record.id} comes from more than one file; ids name rows and must be unique"
             if on_error == "raise":
                 raise ValueError(f"{message}. Remove one, or take the first with on_error='skip'.")
             skipped.append({"source": record.id, "reason": message})
-        else:
-            first[record.id] = record
     return list(first.values()), skipped
 
 

@@ -104,7 +104,7 @@ def attach_reference_losses(
         [
             f"{REFERENCE_VERSION}|{num_maskings}|{mlm_probability}|{max_length}|{seed}|{pool_size}",
             f"{reference}|{dataset_pgnn(dataset)}",
-            *(f"{row['id']}|{row['digest']}" for row in pool_rows),
+            *map(_owner, pool_rows),
         ]
     )[:16]
     plain = dataset.with_format(None)
@@ -153,7 +153,7 @@ class _Judge:
             present = np.flatnonzero(row["structure_embedding_mask"][: self.collator.max_residues])
             rng = np.random.default_rng(_number(f"{seed}|{row['id']}"))
             drawn.append(np.sort(rng.permutation(len(present))[:share]))
-            owners += [row["id"]] * len(drawn[-1])
+            owners += [_owner(row)] * len(drawn[-1])
         self.pool_owners = np.array(owners[:size], dtype=object)
         first = [_cut(row, 0, self.collator.max_residues) for row in rows]
         for masking in range(self.num_maskings):
@@ -181,7 +181,7 @@ class _Judge:
                 labelled, present = (np.asarray(piece[f"structure_{kind}_mask"]) for kind in ("token", "embedding"))
                 found[~labelled, 0] = found[~present, 1:] = np.nan
                 found[labelled, 0] += token.double().cpu().numpy() / self.num_maskings
-                foreign = torch.from_numpy(np.flatnonzero(self.pool_owners != piece["id"])).to(sequence.device)
+                foreign = torch.from_numpy(np.flatnonzero(self.pool_owners != _owner(piece))).to(sequence.device)
                 pool_sequence, pool_structure = (kind[foreign] for kind in self.pools[masking])
                 parts = contrastive_parts(sequence, structure, scale, pool_sequence, pool_structure)
                 found[present, 1:] += parts.double().cpu().numpy() / self.num_maskings
@@ -229,6 +229,11 @@ def _pool_rows(dataset: datasets.Dataset, seed: int) -> list[dict[str, Any]]:
     return [plain[int(index)] for index in np.argsort(draws, kind="stable")[:POOL_PROTEINS]]
 
 
+def _owner(row: dict[str, Any]) -> str:
+    """What tells a protein from the others of the pool: two chains may share an id."""
+    return f"{row['id']}|{row['digest']}"
+
+
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
 
@@ -271,6 +276,7 @@ def _cut(row: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
     embedding = decode_embedding(row)[start:stop]
     return {
         "id": row["id"],
+        "digest": row["digest"],
         "sequence": row["sequence"][start:stop],
         **{name: row[name][start:stop] for name in _RESIDUE_COLUMNS},
         "structure_embedding": embedding.tobytes(),

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -54,38 +55,92 @@ def read_clusters(path: str | os.PathLike) -> dict[str, str]:
     return clusters
 
 
-def clusters_of(ids: Iterable[str], clusters: Clusters, missing: str = "raise") -> list[str | None]:
+class ChainKey(NamedTuple):
+    """
+    What tells a chain from others and by what it is related to them.
+
+    Args:
+        entry, chain (`str`): Which chain of which entry this is.
+        id (`str`): A label, by which cluster files name the chain. It is compared as a whole and never taken apart,
+            because entries and chain ids may contain any character.
+        sequence (`str`): The [`sequence_digest`] of its sequence.
+    """
+
+    entry: str
+    chain: str
+    id: str
+    sequence: str
+
+
+def sequence_digest(sequence: str) -> str:
+    """What stands for a sequence in a [`ChainKey`]."""
+    return hashlib.sha256(sequence.encode()).hexdigest()[:16]
+
+
+def chain_keys(dataset: datasets.Dataset) -> list[ChainKey]:
+    """The [`ChainKey`] of each row."""
+    plain = require_columns(dataset, ("entry", "chain", "id", "sequence")).with_format(None)
+    digests = map(sequence_digest, plain["sequence"][:])
+    keys = [ChainKey(*values) for values in zip(plain["entry"][:], plain["chain"][:], plain["id"][:], digests)]
+    if unnamed := next((key for key in keys if None in key), None):
+        raise ValueError(f"The dataset has a row without an id, entry or chain: {unnamed}. Expected all three.")
+    return keys
+
+
+def entry_key(entry: str) -> str:
+    """
+    What counts as one entry: its id in lower case. All fragments and isoforms that AlphaFold DB has of a protein count
+    as one entry, because they overlap: `af-q8wz42` of `AF-Q8WZ42-F12-model_v4`.
+    """
+    return _ALPHAFOLD_ENTRY.sub(r"\1", entry.lower())
+
+
+def clusters_of(chains: Iterable[ChainKey], clusters: Clusters, missing: str = "raise") -> list[str | None]:
     """
     The cluster of each chain, by its representative.
 
-    An id is looked up as it is, then with its entry id in any case (PDB ids are written both ways, chain ids are not).
+    A chain is looked up by its id, then by its id with the entry in any case (PDB ids are written both ways, chain ids
+    are not).
 
     Args:
-        ids (`list[str]`): Row ids, `entry_chain`.
+        chains (`list[ChainKey]`): Of [`chain_keys`].
         clusters (`str`, `os.PathLike` or `dict`): A file for [`read_clusters`], or what it returns.
         missing (`str`, *optional*, defaults to `"raise"`): `"own"` gives chains without a cluster `None`.
 
     Raises:
-        ValueError: A chain has no cluster, or the file has its id in several ways that lie in different clusters.
+        ValueError: A chain has no cluster, the file has its id in several ways that lie in different clusters, or one
+            name of the file is the id of several chains.
     """
     if missing not in MISSING_CLUSTERS:
         raise ValueError(f"missing_clusters is {missing!r}; choose {', '.join(map(repr, MISSING_CLUSTERS))}.")
     source = Path(clusters).name if isinstance(clusters, (str, os.PathLike)) else "those given"
     table = clusters if isinstance(clusters, Mapping) else read_clusters(clusters)
-    any_case: dict[str, set[str]] = {}
-    for member, representative in table.items():
-        any_case.setdefault(_any_case(member), set()).add(representative)
+    any_case: dict[str, list[str]] = {}
+    for member in table:
+        any_case.setdefault(member.lower(), []).append(member)
     found: list[str | None] = []
     absent = []
-    for chain_id in ids:
-        representatives = {table[chain_id]} if chain_id in table else any_case.get(_any_case(chain_id), set())
+    owners: dict[str, ChainKey] = {}
+    for key in chains:
+        members = [key.id]
+        if key.id not in table:
+            members = [member for member in any_case.get(key.id.lower(), ()) if member.endswith(key.chain)]
+        representatives = {table[member] for member in members}
         if len(representatives) > 1:
             raise ValueError(
-                f"{chain_id} could be any of several members of {source} whose entry ids differ in case and which lie "
+                f"{key.id} could be any of several members of {source} whose entry ids differ in case and which lie "
                 f"in different clusters ({', '.join(sorted(representatives))}); write the ids as the dataset does."
             )
+        for member in members:
+            other = owners.setdefault(member, key)
+            if (other.entry.lower(), other.chain) != (key.entry.lower(), key.chain):
+                raise ValueError(
+                    f"{member} of {source} could be chain {other.chain!r} of the entry {other.entry!r} or chain "
+                    f"{key.chain!r} of the entry {key.entry!r}; expected names of one chain each. Rename one of the "
+                    "structure files, or leave it out."
+                )
         if not representatives:
-            absent.append(chain_id)
+            absent.append(key.id)
         found.append(next(iter(representatives), None))
     if absent and missing == "raise":
         raise ValueError(
@@ -97,13 +152,30 @@ def clusters_of(ids: Iterable[str], clusters: Clusters, missing: str = "raise") 
     return found
 
 
-def entry_of(chain_id: str) -> str:
+def relations(
+    chains: list[ChainKey],
+    known: Iterable[ChainKey],
+    clusters: Clusters | None = None,
+    missing_clusters: str = "raise",
+) -> list[tuple[str, str] | None]:
     """
-    The entry of a row id, in lower case: `1abc` of `1ABC_A`. All fragments and isoforms that AlphaFold DB has of a
-    protein count as one entry, because they overlap: `af-q8wz42` of `AF-Q8WZ42-F12-model_v4_A`.
+    For each chain, in what it is related to any of the known ones: its `"id"`, `"entry"`, `"sequence"` or `"cluster"`,
+    whichever comes first, and its value. `None` where it is not related.
     """
-    entry = chain_id.rpartition("_")[0] or chain_id
-    return _ALPHAFOLD_ENTRY.sub(r"\1", entry.lower())
+    known = list(known)
+    if strange := [one for one in known if not isinstance(one, ChainKey)]:
+        raise ValueError(
+            f"Training chains were given as {strange[0]!r}; expected what chain_keys(dataset) gives of the training "
+            "set, because an id does not tell where the entry ends."
+        )
+    # Together, because a name of the cluster file must not be one chain here and another one there.
+    found = _clusters_of_all([*chains, *known], clusters, missing_clusters)
+    seen = {item for pair in zip(known, found[len(chains) :]) for item in _kinds(*pair)}
+    related: list[tuple[str, str] | None] = []
+    for one, cluster in zip(chains, found):
+        kind, value = next((item for item in _kinds(one, cluster) if item in seen), (None, None))
+        related.append(None if kind is None else (kind, one.id if kind == "id" else value))
+    return related
 
 
 def group_rows(*keys: Iterable[str | None]) -> np.ndarray:
@@ -133,7 +205,7 @@ def group_rows(*keys: Iterable[str | None]) -> np.ndarray:
 
 def leave_out_related(
     dataset: datasets.Dataset,
-    reference: datasets.Dataset | Mapping[str, str] | Iterable[str],
+    reference: datasets.Dataset | Iterable[ChainKey],
     clusters: Clusters | None = None,
     missing_clusters: str = "raise",
 ) -> tuple[datasets.Dataset, list[dict[str, str]]]:
@@ -143,40 +215,23 @@ def leave_out_related(
 
     Args:
         dataset (`datasets.Dataset`): The main training set, or a set to validate or test on.
-        reference (`datasets.Dataset`, `dict` or `list[str]`): The reference's training chains: rows, a dict from id
-            to sequence, or ids alone (identical sequences are then found where the dataset holds the chain itself).
+        reference (`datasets.Dataset` or `list[ChainKey]`): The reference's training chains: rows, or what
+            [`chain_keys`] gives of them.
         clusters, missing_clusters: See [`clusters_of`]; without `clusters` only entry and sequence count.
 
     Returns:
         The dataset without related rows, and `{"source", "reason"}` of each of those.
     """
-    require_columns(dataset, ("id", "sequence"))
-    plain = dataset.with_format(None)
-    ids, sequences = plain["id"][:], plain["sequence"][:]
-    if isinstance(reference, datasets.Dataset):
-        reference = reference.with_format(None)
-        known = dict(zip(reference["id"][:], reference["sequence"][:]))
-    elif isinstance(reference, Mapping):
-        known = dict(reference)
-    else:
-        wanted = {reference} if isinstance(reference, str) else set(reference)
-        known = dict.fromkeys(wanted) | {name: text for name, text in zip(ids, sequences) if name in wanted}
-    seen = (set(known), {entry_of(name) for name in known}, set(known.values()) - {None})
-    keys = [ids, [entry_of(name) for name in ids], sequences]
-    if clusters is not None:
-        table = clusters if isinstance(clusters, Mapping) else read_clusters(clusters)
-        seen = (*seen, set(clusters_of(known, table, missing_clusters)) - {None})
-        keys.append(clusters_of(ids, table, missing_clusters))
+    known = chain_keys(reference) if isinstance(reference, datasets.Dataset) else reference
+    chains = chain_keys(dataset)
     kept, dropped = [], []
-    kinds = ("reference chain", "entry of a reference chain", "sequence of a reference chain")
-    kinds += ("cluster of a reference chain",)
-    for row, values in enumerate(zip(*keys)):
-        kind = next((i for i, value in enumerate(values) if value in seen[i]), None)
-        if kind is None:
+    for row, relation in enumerate(relations(chains, known, clusters, missing_clusters)):
+        if relation is None:
             kept.append(row)
-        else:
-            text = hashlib.sha256(values[2].encode()).hexdigest()[:12] if kind == 2 else values[kind]
-            dropped.append({"source": ids[row], "reason": f"{kinds[kind]}: {text}"})
+            continue
+        kind, value = relation
+        what = "reference chain" if kind == "id" else f"{kind} of a reference chain"
+        dropped.append({"source": chains[row].id, "reason": f"{what}: {value}"})
     return dataset.select(kept), dropped
 
 
@@ -195,23 +250,24 @@ def assert_disjoint(
     """
     if clusters is not None and not isinstance(clusters, Mapping):
         clusters = read_clusters(clusters)
-    first: dict[tuple[str, str], tuple[str, str]] = {}
-    for split, dataset in splits.items():
-        plain = require_columns(dataset, ("id", "sequence")).with_format(None)
-        ids = plain["id"][:]
-        keys = {"id": ids, "entry": map(entry_of, ids), "sequence": plain["sequence"][:]}
-        if clusters is not None:
-            keys["cluster"] = clusters_of(ids, clusters, missing_clusters)
-        for kind, values in keys.items():
-            for chain_id, value in zip(ids, values):
-                other, other_split = first.setdefault((kind, value), (chain_id, split)) if value else ("", split)
-                if other_split != split:
-                    raise ValueError(
-                        f"{other} in {other_split!r} and {chain_id} in {split!r} have the same {kind}; expected "
-                        "splits without related chains. Make them with split_chains, or use leave_out_related."
-                    )
+    chains = [(split, one) for split, dataset in splits.items() for one in chain_keys(dataset)]
+    found = _clusters_of_all([one for _, one in chains], clusters, missing_clusters)
+    first: dict[tuple[str, Any], tuple[str, ChainKey]] = {}
+    for (split, one), cluster in zip(chains, found):
+        for item in _kinds(one, cluster):
+            other_split, other = first.setdefault(item, (split, one))
+            if other_split != split:
+                raise ValueError(
+                    f"{other.id} in {other_split!r} and {one.id} in {split!r} have the same {item[0]}; expected "
+                    "splits without related chains. Make them with split_chains, or use leave_out_related."
+                )
 
 
-def _any_case(chain_id: str) -> str:
-    entry, underscore, chain = chain_id.rpartition("_")
-    return f"{entry.lower()}{underscore}{chain}"
+def _kinds(chain: ChainKey, cluster: str | None) -> list[tuple[str, Any]]:
+    """By what a chain is related to others that have the same."""
+    kinds = [("id", (chain.entry, chain.chain)), ("entry", entry_key(chain.entry)), ("sequence", chain.sequence)]
+    return kinds if cluster is None else [*kinds, ("cluster", cluster)]
+
+
+def _clusters_of_all(chains: list[ChainKey], clusters: Clusters | None, missing: str) -> list[str | None]:
+    return [None] * len(chains) if clusters is None else clusters_of(chains, clusters, missing)

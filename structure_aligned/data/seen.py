@@ -2,50 +2,84 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 from pathlib import Path
-from typing import Any
 
 import datasets
 from transformers import PreTrainedModel
 
-from .relatives import Clusters, clusters_of, entry_of, read_clusters
+from .records import atomic_file
+from .relatives import ChainKey, Clusters, chain_keys, relations
 
 
 RECORD_NAME = "training_chains.tsv"
 
-
-def sequence_digest(sequence: str) -> str:
-    """What stands for a sequence in the record."""
-    return hashlib.sha256(sequence.encode()).hexdigest()[:16]
+_HEADER = "\t".join(ChainKey._fields)
+_KINDS = {
+    "id": "trained on it",
+    "entry": "trained on a chain of its entry",
+    "sequence": "trained on its sequence",
+    "cluster": "trained on a chain of its cluster",
+}
 
 
 def write_training_chains(folder: str | os.PathLike, dataset: datasets.Dataset) -> Path:
-    """Writes ids and digests of the sequences of `dataset`, the training set of the model saved in `folder`."""
-    plain = dataset.with_format(None)
-    path = Path(folder) / RECORD_NAME
-    lines = [f"{name}\t{sequence_digest(text)}\n" for name, text in zip(plain["id"][:], plain["sequence"][:])]
-    path.write_text("".join(lines))
+    """
+    Writes the [`chain_keys`] of `dataset`, the training set of the model saved in `folder`.
+
+    The file is a table with a line for each chain, between a header and a line that says how many there are. Each
+    column is a JSON string, so that ids may contain tabs, newlines or any other character.
+    """
+    path, keys = Path(folder) / RECORD_NAME, chain_keys(dataset)
+    lines = [_HEADER, *("\t".join(map(json.dumps, key)) for key in keys), _closing(len(keys))]
+    with atomic_file(path) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
     return path
 
 
-def read_training_chains(folder: str | os.PathLike) -> dict[str, str] | None:
-    """The record as a dict from id to digest of the sequence; `None` where the folder has none."""
+def read_training_chains(folder: str | os.PathLike) -> list[ChainKey] | None:
+    """
+    The chains of the record in a model's folder; `None` where it has no record.
+
+    Raises:
+        ValueError: The record is damaged or incomplete, or an earlier version wrote it.
+    """
     path = Path(folder) / RECORD_NAME
     if not path.is_file():
         return None
-    chains = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        columns = line.split("\t")
-        if len(columns) != 2:
-            raise ValueError(f"{path}, line {number}: {line[:80]!r}; expected id<TAB>digest of the sequence.")
-        chains[columns[0]] = columns[1]
+    again = (
+        "Write it again with write_training_chains(folder, dataset), from the dataset that the model was trained on."
+    )
+    header, *lines = path.read_text(encoding="ascii", errors="replace").split("\n")
+    if header != _HEADER:
+        raise ValueError(
+            f"{path} begins with {header[:80]!r}; expected the columns {_HEADER!r}. It is damaged, or an earlier "
+            f"version wrote it. {again}"
+        )
+    count = len(lines) - 2
+    if count < 0 or lines[count:] != [_closing(count), ""]:
+        raise ValueError(
+            f"{path} is incomplete: it ends with {lines[-2:]} instead of a line with the number of its chains. {again}"
+        )
+    chains = []
+    for number, line in enumerate(lines[:count], start=2):
+        try:
+            chains.append(ChainKey(*map(json.loads, line.split("\t"))))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: {line[:80]!r}; expected a JSON string in each of the columns {_HEADER!r}. "
+                f"{again}"
+            ) from error
     return chains
 
 
-def training_chains_of(model: PreTrainedModel) -> dict[str, str] | None:
-    """The record of a model: set on it as `training_chains`, or in the local folder that it was loaded from."""
+def _closing(count: int) -> str:
+    return f"# {count} chains"
+
+
+def training_chains_of(model: PreTrainedModel) -> list[ChainKey] | None:
+    """The chains that were set on a model as `training_chains`, or recorded in the folder that it was loaded from."""
     chains = getattr(model, "training_chains", None)
     if chains is None and (folder := getattr(model.config, "_name_or_path", None)):
         chains = read_training_chains(folder)
@@ -53,33 +87,18 @@ def training_chains_of(model: PreTrainedModel) -> dict[str, str] | None:
 
 
 def seen_reasons(
-    dataset: datasets.Dataset, chains: dict[str, str], clusters: Clusters | None = None
+    dataset: datasets.Dataset, chains: list[ChainKey], clusters: Clusters | None = None
 ) -> list[str | None]:
     """
     For every row of `dataset`, why it counts as seen by a model trained on `chains`, or `None`.
 
     Args:
-        chains (`dict`): Of [`read_training_chains`].
+        chains (`list[ChainKey]`): Of [`read_training_chains`].
         clusters (`str`, `os.PathLike` or `dict`, *optional*): Of [`read_clusters`]; chains without a cluster are
             related to none.
     """
-    plain = dataset.with_format(None)
-    ids = plain["id"][:]
-    keys: list[tuple[str, list[Any], set[Any]]] = [
-        ("trained on it", ids, set(chains)),
-        ("trained on a chain of its entry", [entry_of(name) for name in ids], {entry_of(name) for name in chains}),
-        ("trained on its sequence", [sequence_digest(text) for text in plain["sequence"][:]], set(chains.values())),
-    ]
-    if clusters is not None:
-        table = read_clusters(clusters) if isinstance(clusters, (str, os.PathLike)) else clusters
-        seen = set(clusters_of(chains, table, missing="own")) - {None}
-        keys.append(("trained on a chain of its cluster", clusters_of(ids, table, missing="own"), seen))
-    reasons: list[str | None] = [None] * len(ids)
-    for reason, values, seen in keys:
-        for row, value in enumerate(values):
-            if reasons[row] is None and value in seen:
-                reasons[row] = reason
-    return reasons
+    related = relations(chain_keys(dataset), chains, clusters, missing_clusters="own")
+    return [None if relation is None else _KINDS[relation[0]] for relation in related]
 
 
 def check_unseen(dataset: datasets.Dataset, model: PreTrainedModel, clusters: Clusters | None = None) -> None:
@@ -91,7 +110,7 @@ def check_unseen(dataset: datasets.Dataset, model: PreTrainedModel, clusters: Cl
         raise ValueError(
             f"The reference model {name} has no record of its training chains ({RECORD_NAME}, as "
             "examples/train_reference.py writes it): nobody can tell whether it has seen those it is to judge. "
-            f"{remedy} Set model.training_chains = {{id: sequence_digest(sequence)}}, or allow it with "
+            f"{remedy} Set model.training_chains = chain_keys(its_training_set), or allow it with "
             "allow_seen=True."
         )
     reasons = seen_reasons(dataset, chains, clusters)

@@ -117,7 +117,17 @@ class ChainFilter:
             return None
         if not isinstance(self.chains, str):
             wanted = set(self.chains)
-            return {(record.path, record.index) for record in records if record.id in wanted}
+            taken = [record for record in records if record.id in wanted]
+            named: dict[str, ChainRecord] = {}
+            for record in taken:
+                other = named.setdefault(record.id, record)
+                if (other.entry_id, other.chain_id) != (record.entry_id, record.chain_id):
+                    raise ValueError(
+                        f"chains names {record.id!r}, which is chain {other.chain_id!r} of the entry "
+                        f"{other.entry_id!r} and chain {record.chain_id!r} of the entry {record.entry_id!r}; expected "
+                        "an id of one chain. Give the structure file of the one that you want instead."
+                    )
+            return {(record.path, record.index) for record in taken}
         # The choice is among the chains that pass the other conditions, so that a good chain is never lost to a
         # longer one that is dropped anyway.
         best: dict[str, ChainRecord] = {}

@@ -27,7 +27,7 @@ from .dataset_folder import DatasetFolder, Entry
 from .features import EMBEDDING_VERSION, FeatureStore, ProteinGNN, combined_digest, file_digest, pgnn_identity
 from .quality import masking_scale, mean_b_factors
 from .ranks import Ranks
-from .reading import unique_ids
+from .reading import unique_chains
 from .selecting import ChainFilter, resolve_structures
 from .shard_writer import ShardWriter
 from .split_summary import SUMMARY_NAME, SplitSummary
@@ -274,7 +274,7 @@ def _make_plan(
         ranks.count()
         records, dropped = options.filters.apply([record for record, _, _ in listed])
         report.skipped += dropped
-        records, dropped = unique_ids(records, options.on_error)
+        records, dropped = unique_chains(records, options.on_error)
         report.skipped += dropped
         if not records:
             raise ValueError(
@@ -286,15 +286,18 @@ def _make_plan(
         ranks.count()
         if options.splits is None and options.min_plddt is None:
             continue
-        known = rows.select(numbers)
+        known = rows.select(numbers).rename_columns({"entry_id": "entry", "chain_id": "chain"})
         if options.predicted is not None:
             known = known.remove_columns("predicted").add_column("predicted", [options.predicted] * len(known))
         if options.min_plddt is not None:
             mean_b_factors(known, options.plddt_scale)  # raises now what masking would raise hours later
         if options.splits is not None:
-            by_id = {entry[0].id: entry for entry in chosen[name]}
+            named = {(entry[0].entry_id, entry[0].chain_id): entry for entry in chosen[name]}
             parts, summary = split_chains(known, plddt_scale=options.plddt_scale, **options.splits)
-            chosen = {part: [by_id[one] for one in members["id"]] for part, members in parts.items()}
+            chosen = {
+                part: [named[pair] for pair in zip(members["entry"], members["chain"])]
+                for part, members in parts.items()
+            }
     report.rows = sum(map(len, chosen.values()))
     if report.skipped:
         logger.warning(

@@ -13,7 +13,7 @@ import numpy as np
 from datasets.utils import logging
 
 from .quality import QualityThresholds, mean_b_factors, require_columns
-from .relatives import Clusters, clusters_of, entry_of, group_rows
+from .relatives import ChainKey, Clusters, chain_keys, clusters_of, entry_key, group_rows
 from .split_summary import SplitSummary
 
 
@@ -22,7 +22,10 @@ logger = logging.get_logger(__name__)
 SPLITS = ("reference", "train", "validation", "test")
 """Order in which a result lists its splits."""
 
-_COLUMNS = ("id", "sequence", "length", "resolution", "r_free", "method", "deposition_date", "predicted", "b_factors")
+_COLUMNS = (
+    *("id", "entry", "chain", "sequence", "length", "resolution", "r_free", "method", "deposition_date", "predicted"),
+    "b_factors",
+)
 _CHOICES = {
     "straddling": ("train", "test"),
     "undated": ("leave_out", "train", "raise"),
@@ -111,16 +114,17 @@ def split_chains(
     columns = require_columns(dataset, _COLUMNS).with_format(None)
     rows = columns.remove_columns("b_factors").to_list()
     means = mean_b_factors(columns, None if quality is None or quality.min_plddt is None else plddt_scale)
-    ids = [row["id"] for row in rows]
-    if len(set(ids)) < len(ids):
-        name, count = Counter(ids).most_common(1)[0]
+    chains = chain_keys(columns)
+    names = Counter((one.id, one.entry, one.chain) for one in chains)
+    if len(names) < len(chains):
+        (name, *_), count = names.most_common(1)[0]
         raise ValueError(f"The id {name} is in the dataset {count} times; ids name rows and must be unique.")
 
-    found = None if clusters is None else clusters_of(ids, clusters, missing_clusters)
+    found = None if clusters is None else clusters_of(chains, clusters, missing_clusters)
     entries = entries or ("merge" if clusters is None else "leave_out")
     keys = [[row["sequence"] for row in rows], *([] if found is None else [found])]
-    keys += [[entry_of(name) for name in ids]] if entries == "merge" else []
-    draw = _Draw(ids, group_rows(*keys), seed)
+    keys += [[entry_key(one.entry) for one in chains]] if entries == "merge" else []
+    draw = _Draw(chains, group_rows(*keys), seed)
 
     if date is not None:
         draw.take_date(rows, _as_date(date, "date"), straddling, undated)
@@ -152,7 +156,7 @@ def split_chains(
         "seed": seed,
     }
     members = {name: np.flatnonzero(draw.split == name) for name in SPLITS if (draw.split == name).any()}
-    left_out = [{"source": ids[row], "reason": reason} for row, reason in sorted(draw.left_out.items())]
+    left_out = [{"source": chains[row].id, "reason": reason} for row, reason in sorted(draw.left_out.items())]
     summary = SplitSummary.of(rows, means, draw.groups, members, left_out, dict(below.most_common()), asked)
     if left_out:
         logger.warning(f"{len(left_out)} of {len(rows)} chains are in no split: {summary.reasons()}.")
@@ -162,17 +166,18 @@ def split_chains(
 class _Draw:
     """Which split each row goes to, filled in step by step. A row has a split, a reason to be left out, or neither."""
 
-    def __init__(self, ids: list[str], groups: np.ndarray, seed: int) -> None:
-        self.ids, self.groups, self.seed = ids, groups, seed
-        self.entries = [entry_of(name) for name in ids]
-        self.split = np.full(len(ids), "", dtype=object)
+    def __init__(self, chains: list[ChainKey], groups: np.ndarray, seed: int) -> None:
+        self.ids, self.groups, self.seed = [one.id for one in chains], groups, seed
+        self.entries = [entry_key(one.entry) for one in chains]
+        self.split = np.full(len(chains), "", dtype=object)
         self.left_out: dict[int, str] = {}
         self.split_of_entry: dict[str, str] = {}
         self.members: dict[int, list[int]] = {}
         for row, group in enumerate(groups.tolist()):
             self.members.setdefault(group, []).append(row)
         # Numbers of groups follow the order of rows; the smallest of their ids does not.
-        self.names = {group: min(ids[row] for row in members) for group, members in self.members.items()}
+        names = [(one.id, one.entry) for one in chains]
+        self.names = {group: min(names[row] for row in members) for group, members in self.members.items()}
 
     def free(self, group: int) -> list[int]:
         """Rows of a group that can still go somewhere; leaves out those whose entry went elsewhere."""
@@ -261,8 +266,8 @@ class _Draw:
         self.place(split, rest)
 
     def _rank(self, split: str, group: int) -> tuple[bytes, str]:
-        name = self.names[group]
-        return hashlib.blake2b(f"{self.seed}|{split}|{name}".encode(), digest_size=16).digest(), name
+        name, entry = self.names[group]
+        return hashlib.blake2b(f"{self.seed}|{split}|{name}".encode(), digest_size=16).digest(), entry
 
 
 def _as_date(value: str | datetime.date, what: str) -> datetime.date:

@@ -178,7 +178,10 @@ def load_prepared_dataset(name: str | os.PathLike, revision: str | None = None) 
         raise ValueError(f"{name} holds a {type(data).__name__}; {expected}, a DatasetDict.")
     for split, rows in data.items():
         if missing := sorted(set(FEATURES) - set(rows.column_names)):
-            raise ValueError(f"Split {split} of {name} has no column {', '.join(missing)}; {expected}.")
+            raise ValueError(
+                f"Split {split} of {name} has no column {', '.join(missing)}; {expected}. Datasets that an earlier "
+                "version prepared have to be prepared again."
+            )
     return data
 
 
@@ -226,7 +229,8 @@ python examples/train.py --dataset {repo_id} --model_name_or_path facebook/esm2_
 
 | column | of each chain |
 |---|---|
-| `id`, `sequence`, `length` | entry and chain; one letter per observed residue; their number |
+| `id`, `entry`, `chain` | a label; the entry, and the chain's id in it |
+| `sequence`, `length` | one letter per observed residue; their number |
 | `structure_tokens`, `structure_token_mask` | Foldseek 3Di state of each residue, 0 to 19, and where there is one |
 | `structure_embedding`, `…_shape`, `…_mask` | the pGNN's, float16 bytes; their shape, and where there is one |
 | `b_factors` | of each residue in Å², or pLDDT (0 to 100) where `predicted` |

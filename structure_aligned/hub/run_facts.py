@@ -42,7 +42,7 @@ _NO_TRAINING = re.compile(
     r"run_name|report_to|disable_tqdm|resume_from_checkpoint|local_rank|use_cpu|push_to_hub|deepspeed|project|debug|"
     r"remove_unused_columns|ddp_.*|length_column_name|label_names|restore_callback_states_from_checkpoint"
 )
-_SYNTHETIC_ID = re.compile(r"syn\d{5,}_")
+_SYNTHETIC_ENTRY = re.compile(r"syn\d{5,}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 # https://huggingface.co/facebook/esm2_t6_8M_UR50D, https://github.com/chandar-lab/AMPLIFY
@@ -192,11 +192,12 @@ def split_facts(dataset: Any) -> dict[str, Any] | None:
     columns = getattr(dataset, "column_names", None) or ()
     plain = dataset.with_format(None) if facts["chains"] is not None and hasattr(dataset, "with_format") else None
     known = (
-        {} if plain is None else {name: plain[name][:] for name in ("length", "predicted", "id") if name in columns}
+        {} if plain is None else {name: plain[name][:] for name in ("length", "predicted", "entry") if name in columns}
     )
     facts["residues"] = int(np.sum(known["length"])) if "length" in known else None
     facts["predicted"] = int(np.sum(known["predicted"])) if "predicted" in known else None
-    facts["synthetic"] = sum(bool(_SYNTHETIC_ID.match(one)) for one in known["id"]) if "id" in known else None
+    synthetic = [_SYNTHETIC_ENTRY.fullmatch(one) is not None for one in known.get("entry", ())]
+    facts["synthetic"] = sum(synthetic) if "entry" in known else None
     facts["fingerprint"] = getattr(dataset, "_fingerprint", None)
     return facts
 

@@ -64,7 +64,10 @@ class ProteinChain:
 
     @property
     def id(self) -> str:
-        """`entry_chain`, as used in file names and dataset rows."""
+        """
+        `entry_chain`, a label for people and tables. Both parts may contain `_`, so two chains can share it: chains
+        are told apart by `entry_id` and `chain_id`. It may hold any character, so it is not a file name either.
+        """
         return f"{self.entry_id}_{self.chain_id}"
 
     @property

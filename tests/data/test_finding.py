@@ -30,7 +30,9 @@ def read(monkeypatch):
 
 
 def rows(*chains):
-    return datasets.Dataset.from_list([{"id": chain.id, "digest": chain.digest()} for chain in chains])
+    return datasets.Dataset.from_list(
+        [{"entry": chain.entry_id, "chain": chain.chain_id, "digest": chain.digest()} for chain in chains]
+    )
 
 
 def chains_of(folder):
@@ -41,7 +43,9 @@ def test_only_the_files_that_are_needed_are_read(folder, read):
     chains = chains_of(folder)
     (folder / "broken.cif").write_text("data_broken\n")
     found = find_chains(folder, rows(chains[4], chains[1]))
-    assert list(found) == [chains[4].id, chains[1].id] and found[chains[4].id].digest() == chains[4].digest()
+    assert [(chain.id, chain.digest()) for chain in found] == [
+        (chains[number].id, chains[number].digest()) for number in (4, 1)
+    ]
     assert sorted(read) == [f"{chains[1].entry_id}.cif", f"{chains[4].entry_id}.cif"]
 
 
@@ -52,13 +56,13 @@ def test_names_that_do_not_tell(folder, read):
     (other / "0_broken.cif").write_text("data_broken\n")
     for number, path in enumerate(sorted(folder.glob("*.cif"))):
         shutil.move(path, other / f"file{number}.cif")
-    assert list(find_chains([other], rows(chains[5]))) == [chains[5].id]
+    assert [chain.id for chain in find_chains([other], rows(chains[5]))] == [chains[5].id]
     assert len(read) == 7  # the broken one too
-    assert find_chains([other], rows(chains[5]), max_files=2) == {}
+    assert find_chains([other], rows(chains[5]), max_files=2) == [None]
     assert len(read) == 9
 
 
 def test_another_content_is_not_the_row(folder):
     (chain, *_) = chains_of(folder)
     changed = replace(chain, coords=chain.coords + 1)
-    assert find_chains(folder, rows(changed)) == {}
+    assert find_chains(folder, rows(changed, chain))[0] is None

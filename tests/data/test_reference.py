@@ -17,7 +17,8 @@ from structure_aligned.data.builder import StructureDatasetBuilder
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
 from structure_aligned.data.features import REFERENCE_COLUMNS, decode_reference_losses, pgnn_identity
 from structure_aligned.data.reference import attach_reference_losses
-from structure_aligned.data.seen import sequence_digest, write_training_chains
+from structure_aligned.data.relatives import ChainKey, sequence_digest
+from structure_aligned.data.seen import write_training_chains
 from structure_aligned.models.alignment import compute_residue_losses
 from structure_aligned.objectives.losses import IGNORE_INDEX
 from structure_aligned.objectives.reference import rebuild_contrastive_losses
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 def judge(family="esm", seed=5, pgnn="tiny", **changes):
     settings = {"structure_dim": tiny.STRUCTURE_DIM, "pgnn": pgnn}
     model = tiny.FAMILIES[family].model(seed, structure_alignment=settings, **changes)
-    model.training_chains = {}
+    model.training_chains = []
     return model
 
 
@@ -177,19 +178,23 @@ def test_two_processes_share_the_work(tmp_path):
 def test_a_model_that_has_seen_the_chains_is_refused(tmp_path):
     rows = tiny.dataset(4)
     model = judge()
+    other = ChainKey("other", "A", "other_A", "0")
     for chains, message in (
-        ({"row2_A": "0"}, "row2_A .trained on it"),
-        ({"ROW1_B": "0"}, "row1_A .trained on a chain of its entry"),
-        ({"other_A": sequence_digest(rows[3]["sequence"])}, "row3_A .trained on its sequence"),
+        (ChainKey("row2", "A", "row2_A", "0"), "row2_A .trained on it"),
+        (ChainKey("ROW1", "B", "ROW1_B", "0"), "row1_A .trained on a chain of its entry"),
+        (other._replace(sequence=sequence_digest(rows[3]["sequence"])), "row3_A .trained on its sequence"),
     ):
-        model.training_chains = chains
+        model.training_chains = [chains]
         with pytest.raises(ValueError, match=f"has seen 1 of 4 chains.*{message}"):
             attach_reference_losses(rows, model, cache_dir=tmp_path)
-    model.training_chains = {"other_A": "0"}
+    model.training_chains = [other]
     clusters = {"row0_A": "c1", "other_A": "c1"}
     with pytest.raises(ValueError, match="row0_A .trained on a chain of its cluster"):
         attach_reference_losses(rows, model, cache_dir=tmp_path, clusters=clusters)
     attach_reference_losses(rows, model, cache_dir=tmp_path)
+    model.training_chains = {"other_A": "0"}
+    with pytest.raises(ValueError, match=r"given as 'other_A'; expected what chain_keys\(dataset\)"):
+        attach_reference_losses(rows, model, cache_dir=tmp_path)
     model.training_chains = None
     with pytest.raises(ValueError, match="no record of its training chains"):
         attach_reference_losses(rows, model, cache_dir=tmp_path)

@@ -12,9 +12,11 @@ import pytest
 from structure_aligned.data.builder import StructureDatasetBuilder
 from structure_aligned.data.quality import QualityThresholds
 from structure_aligned.data.relatives import assert_disjoint
+from structure_aligned.data.sharding import prepare_dataset
 from structure_aligned.data.splits import SPLITS, split_chains
 from structure_aligned.structure.io import read_chains, write_mmcif
 from tests import tiny
+from tests.conftest import shared_path
 
 
 XRAY = {"method": "X-RAY DIFFRACTION", "resolution": 1.5, "r_free": 0.2, "deposition_date": "2010-01-01"}
@@ -24,6 +26,7 @@ GOOD = QualityThresholds(max_resolution=2.0, max_r_free=0.25)
 def chains(*rows):
     """A dataset of X-ray chains with an own sequence each, changed as the dicts say."""
     made = [tiny.row(index) | XRAY | {"id": f"{1000 + index}_A"} | change for index, change in enumerate(rows)]
+    made = [row | tiny.named(row["id"]) | change for row, change in zip(made, rows)]
     for row in made:
         row["length"] = len(row["sequence"])
         row["b_factors"] = np.resize(row["b_factors"], row["length"])
@@ -301,3 +304,58 @@ def test_real_chains_with_their_clusters(real_data):
     missing = sum(row["r_free"] is None for row in rows)
     assert summary.below_quality["r_free not stated"] > missing / 2
     assert not any(row["r_free"] is None or row["r_free"] > 0.25 for row in splits["reference"])
+
+
+@pytest.mark.parametrize("chain", ["A_{}", "_{}", "A\t{}", "A\n_{}"])
+@pytest.mark.parametrize("clustered", [False, True])
+def test_chains_of_an_entry_stay_together_whatever_their_ids_hold(chain, clustered):
+    names = [(f"{number}abc", chain.format(letter)) for number in range(1, 13) for letter in "12"]
+    data = chains(*({"id": f"{entry}_{one}", "entry": entry, "chain": one} for entry, one in names))
+    clusters = {name: name for name in data["id"]} if clustered else None
+    for seed in range(5):
+        splits, summary = split_chains(data, clusters=clusters, test_fraction=0.3, seed=seed)
+        entries = [set(rows["entry"]) for rows in splits.values()]
+        assert not set.intersection(*entries) and sum(map(len, entries)) == 12
+        assert sum(map(len, splits.values())) + len(summary.left_out) == 24
+        assert_disjoint(splits, clusters)
+
+
+@pytest.mark.parametrize("through", ["builder", "prepare"])
+def test_files_whose_chain_ids_hold_an_underscore(through, tmp_path):
+    """Twelve complexes whose chains are named `A_1`, `A_2`, …"""
+    files = shared_path("cases", "other", "chain_ids_with_underscore")
+    options = {"test_fraction": 0.25, "validation_fraction": 0.25}
+    if through == "builder":
+        builder = StructureDatasetBuilder(files, tiny.WindowGNN(), tmp_path / "cache")
+        builder.download_and_prepare()
+        splits, _ = split_chains(builder.as_dataset("train"), **options)
+    else:
+        made = prepare_dataset(
+            files, tiny.WindowGNN(), tmp_path / "data", feature_cache=tmp_path / "cache", splits=options
+        )
+        splits = datasets.load_from_disk(made.path)
+    entries = {name: set(rows["entry"]) for name, rows in splits.items()}
+    assert set.union(*entries.values()) == {f"{number}abc" for number in range(1, 13)}
+    assert sum(map(len, entries.values())) == 12 and len(entries) == 3
+    assert {chain for rows in splits.values() for chain in rows["chain"]} == {"A_1", "B_1"}
+    for rows in splits.values():
+        assert all(row["id"] == f"{row['entry']}_{row['chain']}" for row in rows)
+    assert_disjoint(splits)
+    (moved, *_), others = splits["test"].select([0]), splits["test"].select(range(1, len(splits["test"])))
+    with pytest.raises(ValueError, match=f"{moved['id']} in 'train' and .* in 'test' have the same entry"):
+        assert_disjoint({"train": splits["test"].select([0]), "test": others})
+
+
+def test_chains_that_share_an_id_are_two_chains():
+    """Chain `b_c` of the entry `a`, and chain `c` of the entry `a_b`."""
+    data = chains(*({"id": "a_b_c", "entry": entry, "chain": chain} for entry, chain in (("a", "b_c"), ("a_b", "c"))))
+    drawn = set()
+    for seed in range(10):
+        splits, _ = split_chains(data, test_fraction=0.5, seed=seed)
+        assert_disjoint(splits)
+        reversed_splits, _ = split_chains(data.select([1, 0]), test_fraction=0.5, seed=seed)
+        assert splits["test"]["entry"][:] == reversed_splits["test"]["entry"][:]
+        drawn.add(splits["test"]["entry"][0])
+    assert len(drawn) == 1  # the draw is by ids, and theirs are equal
+    with pytest.raises(ValueError, match="a_b_c of those given could be chain 'b_c' of the entry 'a' or chain 'c' of"):
+        split_chains(data, test_fraction=0.5, clusters={"a_b_c": "x"})

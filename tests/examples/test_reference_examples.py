@@ -12,11 +12,10 @@ import yaml
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
+    chain_keys,
     load_adapters,
-    sequence_digest,
     write_synthetic_folds,
 )
-from structure_aligned.data.relatives import entry_of
 from structure_aligned.data.seen import RECORD_NAME, read_training_chains, training_chains_of
 from structure_aligned.models.pgnn import untrained_gearnet
 from structure_aligned.structure.io import read_chains, write_mmcif
@@ -80,7 +79,7 @@ def test_a_reference_model_says_what_it_was_trained_on(reference):
     root, output = reference
     data = datasets.load_from_disk(root / "dataset")
     assert set(data) == {"reference", "train", "validation"} and max(data["reference"]["resolution"]) == 1.5
-    expected = {row["id"]: sequence_digest(row["sequence"]) for row in data["reference"]}
+    expected = chain_keys(data["reference"])
     folders = [root / "reference", *(root / "reference").glob("checkpoint-*")]
     assert len(folders) > 1
     for folder in folders:
@@ -182,8 +181,8 @@ def test_a_reference_from_files_holds_groups_out(reference, tmp_path, call):
     output = call("train_reference", *options)
     assert "40% of the groups" in output
     chains = read_training_chains(tmp_path / "out")
-    entries = {entry_of(name) for name in chains}
-    assert len(chains) == 8 and len(set(chains.values())) == 4
+    entries = {one.entry for one in chains}
+    assert len(chains) == 8 and len({one.sequence for one in chains}) == 4
     assert all(f"{entry}copy" in entries for entry in entries if not entry.endswith("copy"))
 
 

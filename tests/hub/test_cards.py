@@ -219,7 +219,7 @@ def test_an_edited_card_is_kept(tmp_path):
 
 
 def test_data_facts():
-    rows = [tiny.row(index) | {"predicted": index < 2, "id": f"syn0000{index}_A"} for index in range(3)]
+    rows = [tiny.row(index) | {"predicted": index < 2, "entry": f"syn0000{index}"} for index in range(3)]
     data = datasets.Dataset.from_list(rows, features=tiny.FEATURES)
     facts = split_facts(data)
     assert facts["chains"] == 3 and facts["predicted"] == 2 and facts["synthetic"] == 3

@@ -102,6 +102,11 @@ def test_other_folders_are_refused(folder, tmp_path):
     datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "other")
     with pytest.raises(ValueError, match="Split train .* has no column .*sequence"):
         load_prepared_dataset(tmp_path / "other")
+    earlier = datasets.load_from_disk(folder)
+    earlier = datasets.DatasetDict({name: rows.remove_columns(["entry", "chain"]) for name, rows in earlier.items()})
+    earlier.save_to_disk(tmp_path / "earlier")
+    with pytest.raises(ValueError, match="has no column chain, entry; .*earlier version .*prepared again"):
+        load_prepared_dataset(tmp_path / "earlier")
     with pytest.raises(ValueError, match="no/such/name"):
         plan_dataset_push(folder, "no/such/name")
     for missing in ("datasets/missing", tmp_path / "missing"):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
 from structure_aligned.data.reference import attach_reference_losses
+from structure_aligned.data.relatives import chain_keys
 from structure_aligned.objectives.losses import IGNORE_INDEX
 from structure_aligned.training.arguments import StructureAlignmentTrainingArguments
 from structure_aligned.training.reference import OnlineReference, PrecomputedReference
@@ -31,7 +32,7 @@ def make_trainer(tmp_path, model=None, train=None, reference=None, **options):
 def judge(seed=7, family="esm", pgnn="tiny"):
     settings = {"structure_dim": tiny.STRUCTURE_DIM, "pgnn": pgnn}
     model = tiny.FAMILIES[family].model(seed, structure_alignment=settings)
-    model.training_chains = {}
+    model.training_chains = []
     return model
 
 
@@ -187,7 +188,7 @@ def test_references_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="got no reference_model"):
         make_trainer(tmp_path, train=rows, reference_mode="online")
     seen = judge()
-    seen.training_chains = {"row0_A": "0"}
+    seen.training_chains = chain_keys(rows.select([0]))
     with pytest.raises(ValueError, match="has seen 1 of 3 chains"):
         make_trainer(tmp_path, train=rows, reference=seen)
     make_trainer(tmp_path, train=rows, reference=seen, reference_allow_seen=True)
