@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 from transformers import PreTrainedModel
 
-from .records import atomic_file
+from ..utils.files import atomic_file
 from .relatives import ChainKey, Clusters, chain_keys, relations
 
 

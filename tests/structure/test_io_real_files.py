@@ -63,3 +63,14 @@ def test_gemmi_gives_the_same_first_conformer(golden):
             if residues:
                 expected[chain.name] = [str(residue.seqid) for residue in residues]
         assert {chain.chain_id: list(chain.residue_numbers) for chain in read_chains(path)} == expected
+
+
+def test_residues_that_share_a_number_in_deposited_entries(real_data):
+    """The first residues of these chains have one author's number, without insertion codes."""
+    folder = real_data("structures")
+    with open(folder / "chains.tsv") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file, delimiter="\t")}
+    for name, length in (("3vho_B", 257), ("4q9p_B", 140)):
+        (chain,) = read_chains(folder / rows[name]["split"] / f"{name}.cif.gz")
+        assert len(chain) == length == int(rows[name]["length"])
+        assert chain.sequence == rows[name]["sequence"]
