@@ -30,6 +30,7 @@ from structure_aligned import (
     selection_table,
 )
 from structure_aligned.data.selecting import resolve_structures
+from structure_aligned.utils.names import plain_text, safe_file_name
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,7 +92,9 @@ def with_secondary(records: list[SelectionRecord], structures: list[str]) -> lis
             if chain.id in wanted and chain.sequence == wanted[chain.id].sequence:
                 found[chain.id] = assign_secondary_structure(chain.coords, chain.sequence)
     if missing := sorted(set(wanted) - set(found)):
-        print(f"No chain of this id and sequence in --structures, so no secondary structure: {', '.join(missing)}")
+        print(
+            f"No chain of this id and sequence in --structures, so no secondary structure: {', '.join(map(plain_text, missing))}"
+        )
     return [replace(record, secondary=found.get(record.id)) for record in records]
 
 
@@ -113,8 +116,9 @@ def main() -> None:
         records = with_secondary(records, args.structures)
     args.output.mkdir(parents=True, exist_ok=True)
     for record in records:
-        plot_selection(record, args.output / f"{record.id}.png")
-        (args.output / f"{record.id}.tsv").write_text(selection_table(record))
+        path = args.output / safe_file_name(record.id)
+        plot_selection(record, f"{path}.png")
+        Path(f"{path}.tsv").write_text(selection_table(record))
     ratio = "everything" if args.selection_keep == "all" else f"{args.selection_keep} {args.selection_ratio:.0%}"
     print(f"\nModel {args.model}, {len(records)} chains, {ratio} of each batch kept\n")
     print(selection_summary(records))

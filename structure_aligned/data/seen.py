@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedModel
 
+from ..utils.names import from_table_field, table_field
 from .relatives import Clusters, clusters_of, entry_of, read_clusters
 
 
@@ -25,7 +26,9 @@ def write_training_chains(folder: str | os.PathLike, dataset: datasets.Dataset) 
     """Writes ids and digests of the sequences of `dataset`, the training set of the model saved in `folder`."""
     plain = dataset.with_format(None)
     path = Path(folder) / RECORD_NAME
-    lines = [f"{name}\t{sequence_digest(text)}\n" for name, text in zip(plain["id"][:], plain["sequence"][:])]
+    lines = [
+        f"{table_field(name)}\t{sequence_digest(text)}\n" for name, text in zip(plain["id"][:], plain["sequence"][:])
+    ]
     path.write_text("".join(lines))
     return path
 
@@ -40,7 +43,7 @@ def read_training_chains(folder: str | os.PathLike) -> dict[str, str] | None:
         columns = line.split("\t")
         if len(columns) != 2:
             raise ValueError(f"{path}, line {number}: {line[:80]!r}; expected id<TAB>digest of the sequence.")
-        chains[columns[0]] = columns[1]
+        chains[from_table_field(columns[0])] = columns[1]
     return chains
 
 

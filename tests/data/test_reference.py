@@ -17,7 +17,7 @@ from structure_aligned.data.builder import StructureDatasetBuilder
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
 from structure_aligned.data.features import REFERENCE_COLUMNS, decode_reference_losses, pgnn_identity
 from structure_aligned.data.reference import attach_reference_losses
-from structure_aligned.data.seen import sequence_digest, write_training_chains
+from structure_aligned.data.seen import read_training_chains, sequence_digest, write_training_chains
 from structure_aligned.models.alignment import compute_residue_losses
 from structure_aligned.objectives.losses import IGNORE_INDEX
 from structure_aligned.objectives.reference import rebuild_contrastive_losses
@@ -256,3 +256,9 @@ def test_parts_make_the_losses_of_a_batch_of_one():
     assert (to_structure.item(), to_sequence.item()) == (1.0, 0.5)
     to_structure, _ = rebuild_contrastive_losses(parts, torch.tensor([7]), 10)
     assert to_structure.item() == pytest.approx(math.log(math.exp(3) + 3 * math.exp(0.5)) - 2)
+
+
+def test_ids_with_tabs_and_line_breaks_come_back(tmp_path):
+    rows = datasets.Dataset.from_dict({"id": ["a\tb_A", "c\nd%_A", "1abc_A"], "sequence": ["MKV", "MKL", "MKI"]})
+    write_training_chains(tmp_path, rows)
+    assert list(read_training_chains(tmp_path)) == rows["id"][:]
