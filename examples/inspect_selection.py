@@ -92,9 +92,8 @@ def with_secondary(records: list[SelectionRecord], structures: list[str]) -> lis
             if chain.id in wanted and chain.sequence == wanted[chain.id].sequence:
                 found[chain.id] = assign_secondary_structure(chain.coords, chain.sequence)
     if missing := sorted(set(wanted) - set(found)):
-        print(
-            f"No chain of this id and sequence in --structures, so no secondary structure: {', '.join(map(plain_text, missing))}"
-        )
+        listed = ", ".join(map(plain_text, missing))
+        print(f"No chain of this id and sequence in --structures, so no secondary structure: {listed}")
     return [replace(record, secondary=found.get(record.id)) for record in records]
 
 

@@ -20,8 +20,8 @@ def safe_file_name(name: str) -> str:
     A file name for an id that comes from data. It never names another folder, and two ids never get the same one
     (where the file system tells capital letters from small ones).
 
-    Letters, digits, `_`, `-` and all but a leading `.` stay as they are, and everything else is percent-encoded. A name
-    that would be too long is cut and ends with `%~` and a digest of the id.
+    Letters, digits, `_`, `-` and all but a leading `.` stay as they are, and everything else is percent-encoded. A
+    name that would be too long is cut and ends with `%~` and a digest of the id.
 
     Args:
         name (`str`): Any text. Callers append suffixes such as `.png`.
