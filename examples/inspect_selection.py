@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
@@ -30,6 +30,7 @@ from structure_aligned import (
     selection_table,
 )
 from structure_aligned.data.selecting import resolve_structures
+from structure_aligned.training.pretrained import load_tokenizer
 from structure_aligned.utils.names import plain_text, safe_file_name
 
 
@@ -56,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_trainer(args: argparse.Namespace, dataset: datasets.Dataset) -> StructureAlignmentTrainer:
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = load_tokenizer(args.model)
     names = ("selection_ratio", "selection_keep", "per_device_train_batch_size", "missing_reference", "seed")
     training_args = StructureAlignmentTrainingArguments(
         output_dir=str(args.output),
