@@ -59,7 +59,7 @@ class LossWeights:
         values = (self.mlm, self.physical, self.latent)
         if not all(0 <= value < math.inf for value in values) or not any(values):
             raise ValueError(
-                f"The loss weights are {', '.join(map(str, values))}; expected finite numbers >= 0, not all of them 0. "
+                f"The loss weights are {', '.join(map(str, values))}; expected finite numbers >= 0, not all 0. "
                 "A weight of 0 turns a task off."
             )
 

@@ -74,9 +74,9 @@ class _Watch:
             return
         found = [self._describe(seen, int(first))] if int(first) < len(seen) else []
         raise NonFiniteError(
-            f"{'; '.join(gather_object(found))}. The training ends here, and weights of this step or later ones are not "
-            "saved. Look at these rows; otherwise lower the learning rate or train in float32 or bfloat16, and go on "
-            "from the last checkpoint."
+            f"{'; '.join(gather_object(found))}. The training ends here, and weights of this step or later ones are "
+            "not saved. Look at these rows; otherwise lower the learning rate or train in float32 or bfloat16, and go "
+            "on from the last checkpoint."
         )
 
     def _describe(self, seen: list[tuple[str, int, torch.Tensor | None]], index: int) -> str:
@@ -96,8 +96,8 @@ class _Watch:
 class StopsWhereNotFinite:
     """
     Goes before [`Trainer`] among the base classes. The loss of every micro-batch and the norm of the gradient are
-    noted on the device, and looked at before anything is logged, evaluated or saved, every `CHECK_EVERY` micro-batches,
-    and at the end: the steps in between are lost anyway, and asking at each would slow down all others.
+    noted on the device, and looked at before anything is logged, evaluated or saved, every `CHECK_EVERY`
+    micro-batches, and at the end: the steps in between are lost anyway, and asking at each would slow down all others.
     """
 
     _watch: _Watch | None = None
