@@ -150,6 +150,13 @@ def check_loaded(
         ValueError: Weights would be random, are left over although they belong to the same kind of layer, or are not
             finite.
     """
+    # A layer beyond those of the configuration: without it the model is another one.
+    layers = {re.sub(r"\d+", "#", key) for key, _ in model.named_parameters() if re.search(r"\d", key)}
+    if beyond := sorted(key for key in info["unexpected_keys"] if re.sub(r"\d+", "#", key) in layers):
+        raise ValueError(
+            f"{name} has {len(beyond)} weights of layers that its configuration does not have, such as "
+            f"{some_names(beyond)}; give a checkpoint whose config.json belongs to its weights."
+        )
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     absent = set(info["missing_keys"]) | mismatched
     lacking = {key for key in absent if not set(key.split(".")) & set(may_be_fresh)}
@@ -165,13 +172,6 @@ def check_loaded(
         raise ValueError(
             f"{name} {kind} {len(lacking)} of the weights that are needed, such as {some_names(sorted(lacking))}; "
             "they would be random. Give a complete checkpoint whose config.json belongs to its weights."
-        )
-    # A layer beyond those of the configuration: without it the model is another one.
-    layers = {re.sub(r"\d+", "#", key) for key, _ in model.named_parameters() if re.search(r"\d", key)}
-    if beyond := sorted(key for key in info["unexpected_keys"] if re.sub(r"\d+", "#", key) in layers):
-        raise ValueError(
-            f"{name} has {len(beyond)} weights of layers that its configuration does not have, such as "
-            f"{some_names(beyond)}; give a checkpoint whose config.json belongs to its weights."
         )
     check_finite(chain(model.named_parameters(), model.named_buffers()), name, may_be_fresh)
 

@@ -44,12 +44,12 @@ def saved(request, tmp_path_factory):
     return family, folder
 
 
-def changed(saved, folder, change, file=WEIGHTS):
+def changed(saved, folder, change):
     """A copy whose tensors `change` has changed."""
     shutil.copytree(saved, folder)
-    state = load_file(folder / file)
+    state = load_file(folder / WEIGHTS)
     change(state)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / file, {"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
     return folder
 
 
@@ -161,23 +161,19 @@ def test_adapters_that_are_not_whole_are_refused(saved, tmp_path):
     state = load_file(tmp_path / "whole" / SAFETENSORS_WEIGHTS_NAME)
     lora = next(name for name in state if "lora_A" in name)
     head = next(name for name in state if "token_classifier" in name)
-    for name in (lora, head):
-        part = head if name == head else "lora"
-        missing = changed(
-            tmp_path / "whole", tmp_path / f"missing_{part}", lambda s: s.pop(name), SAFETENSORS_WEIGHTS_NAME
-        )
-        with pytest.raises(ValueError, match=f"missing are {name}"):
-            load_adapters(None, missing)
-        shape = {name: torch.zeros(3, 3)}
-        other = changed(
-            tmp_path / "whole", tmp_path / f"shape_{part}", lambda s: s.update(shape), SAFETENSORS_WEIGHTS_NAME
-        )
-        with pytest.raises(ValueError, match=f"of another shape are {name}"):
-            load_adapters(None, other)
-        nan = {name: torch.full_like(state[name], torch.nan)}
-        odd = changed(tmp_path / "whole", tmp_path / f"odd_{part}", lambda s: s.update(nan), SAFETENSORS_WEIGHTS_NAME)
-        with pytest.raises(ValueError, match=f"{name} in .* holds NaN or infinity"):
-            load_adapters(None, odd)
+    for number, name in enumerate((lora, head)):
+        changes = {
+            f"missing are {name}": {name: None},
+            f"of another shape are {name}": {name: torch.zeros(3, 3)},
+            f"{name} in .* holds NaN or infinity": {name: torch.full_like(state[name], torch.nan)},
+        }
+        for place, (match, change) in enumerate(changes.items()):
+            odd = tmp_path / f"odd_{number}_{place}"
+            shutil.copytree(tmp_path / "whole", odd)
+            tensors = {key: tensor for key, tensor in (state | change).items() if tensor is not None}
+            save_file(tensors, odd / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
+            with pytest.raises(ValueError, match=match):
+                load_adapters(None, odd)
     # A base that is not whole.
     broken = changed(folder, tmp_path / "broken", lambda s: s.pop(LAYER[family.model_type]))
     with pytest.raises(ValueError, match=f"broken lacks 1 of the weights .*{LAYER[family.model_type]}"):
@@ -185,7 +181,7 @@ def test_adapters_that_are_not_whole_are_refused(saved, tmp_path):
 
 
 def test_adapters_are_loaded_with_their_trunk_or_refused(saved, tmp_path):
-    family, folder = saved
+    _, folder = saved
     adapted = add_lora(AutoModelForStructureAlignment.from_pretrained(folder)).eval()
     with torch.no_grad():
         for parameter in adapted.parameters():

@@ -69,16 +69,14 @@ class SpoiltGradient(StructureAlignmentTrainer):
 
 def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path):
     trainer = make_trainer(tmp_path, SpoiltGradient, logging_steps=100, save_strategy="no")
-    with pytest.raises(
-        NonFiniteError, match=r"The gradient of step 3 is not finite, in the batch of row\d+_A, row\d+_A"
-    ):
+    with pytest.raises(NonFiniteError, match=r"The gradient of step 3 is not finite, in the batch of row\d+_A, row"):
         trainer.train()
 
 
 def test_a_checkpoint_of_weights_that_are_not_finite_is_not_written(tmp_path):
     trainer = make_trainer(tmp_path)
     with torch.no_grad():
-        trainer.model.esm.embeddings.word_embeddings.weight[3, 3] = torch.inf
+        trainer.model.esm.embeddings.word_embeddings.weight[5:24] = torch.nan
     with pytest.raises(NonFiniteError, match=r"word_embeddings.weight in the model holds NaN or infinity"):
         trainer._save_checkpoint(trainer.model, None)
     assert not list(tmp_path.glob("checkpoint-*/model*"))
