@@ -311,7 +311,11 @@ def _check_trunk(record: dict, digest: str | None, folder: str | os.PathLike) ->
 def _load_base(name: str | os.PathLike, record: dict, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     with without_load_report():
         model, info = AutoModelForStructureAlignment.from_pretrained(
-            name, structure_alignment=record["structure_alignment"], dtype=dtype, output_loading_info=True
+            name,
+            structure_alignment=record["structure_alignment"],
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     heads = {key for key in info["missing_keys"] if key.split(".")[0] == _HEADS}
     # A plain base has no alignment heads: those come with the adapters.
