@@ -19,8 +19,10 @@ from ..objectives.losses import (
 from ..objectives.negatives import residue_losses_among
 from .amplify import AmplifyForMaskedLM
 from .configuration import AmplifyConfig
+from .folders import refuse_adapters
 from .heads import StructureAlignmentHeads, StructureAlignmentOutput, StructureAlignmentSettings
 from .packing import PackedLayout
+from .weights import ALIGNMENT_HEADS, UNUSED_WEIGHTS, WholeWeights, load_auto
 
 
 def compute_residue_losses(
@@ -61,8 +63,10 @@ def compute_residue_losses(
     return losses
 
 
-class StructureAlignmentMixin:
+class StructureAlignmentMixin(WholeWeights):
     """What the alignment classes of all trunks share. Goes before the trunk's masked-LM class."""
+
+    _may_be_fresh = (*UNUSED_WEIGHTS, ALIGNMENT_HEADS)
 
     @classmethod
     def from_pretrained(
@@ -350,8 +354,10 @@ class AutoModelForStructureAlignment:
         **kwargs: Any,
     ) -> PreTrainedModel:
         """As `from_pretrained` of the alignment class that fits, `structure_alignment` among its arguments."""
+        kwargs.pop("trust_remote_code", None)  # ESM2 and AMPLIFY need no code of a checkpoint
+        refuse_adapters(pretrained_model_name_or_path)
         if config is None:
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **_hub_options(kwargs))
+            config = load_auto(AutoConfig, pretrained_model_name_or_path, **_hub_options(kwargs))
         model_class = cls._class_of(config)
         return model_class.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 

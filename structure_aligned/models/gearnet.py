@@ -35,6 +35,7 @@ from .configuration import EMBEDDING_LAYERS, GearNetConfig
 from .digest import digest_of
 from .modes import evaluating
 from .torchdrug import check_state_dict, read_state_dict, settings_from_state_dict
+from .weights import WholeWeights
 
 
 MAX_EDGES = 12_288
@@ -131,7 +132,7 @@ class EdgeConv(GeometricRelationalConv):
         return _sum_members(products, block.pair_members, block.pair_offsets)
 
 
-class GearNetPreTrainedModel(PreTrainedModel):
+class GearNetPreTrainedModel(WholeWeights, PreTrainedModel):
     config_class = GearNetConfig
     base_model_prefix = "gearnet"
     main_input_name = "residue_types"

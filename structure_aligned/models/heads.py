@@ -43,10 +43,10 @@ class StructureAlignmentSettings:
                 raise ValueError(
                     f"structure_alignment[{name!r}] is {getattr(self, name)!r}; expected a positive integer."
                 )
-        if len(self.loss_weights) != 3 or min(self.loss_weights) < 0:
+        if len(self.loss_weights) != 3 or not all(0 <= weight < math.inf for weight in self.loss_weights):
             raise ValueError(
-                f"structure_alignment['loss_weights'] is {self.loss_weights}; expected three numbers >= 0: MLM, "
-                "physical (3Di), latent (contrastive)."
+                f"structure_alignment['loss_weights'] is {self.loss_weights}; expected three finite numbers >= 0: "
+                "MLM, physical (3Di), latent (contrastive)."
             )
 
     @classmethod

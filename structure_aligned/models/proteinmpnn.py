@@ -38,6 +38,7 @@ from .configuration import ProteinMPNNConfig
 from .digest import digest_of
 from .modes import evaluating
 from .proteinmpnn_checkpoint import check_encoder, read_checkpoint, settings_from_encoder
+from .weights import WholeWeights
 
 
 MAX_RESIDUES = 4096
@@ -185,7 +186,7 @@ class EncoderLayer(nn.Module):
         return F.gelu(mixed.unflatten(0, block.neighbors.shape).add_(own[block.residues, None]))
 
 
-class ProteinMPNNEncoder(PreTrainedModel):
+class ProteinMPNNEncoder(WholeWeights, PreTrainedModel):
     """
     The encoder of ProteinMPNN: residue embeddings from backbone coordinates. It never sees the sequence. What the
     decoder starts from is the last layer's residues, which is what `embed` and `embed_batch` return. No noise is added
