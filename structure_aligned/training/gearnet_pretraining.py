@@ -73,7 +73,8 @@ class GearNetPretraining(nn.Module):
         return self._predict(ResidueGraph.pack(graphs), generator)
 
     def _hidden(self, graph: ResidueGraph, types: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self.gearnet(graph.ca, types, edges).hidden_states, dim=1)
+        output = self.gearnet(graph.ca, types, edges, output_hidden_states=True, return_dict=True)
+        return torch.cat(output.hidden_states, dim=1)
 
     def _mask(self, types: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if not self.gearnet.config.use_residue_types:
