@@ -11,6 +11,7 @@ from ..data.batching import BATCHING, TOKENS_PER_PROTEIN
 from ..objectives.losses import LossWeights
 from ..objectives.negatives import NEGATIVES
 from ..objectives.selection import KEEP_MODES, MISSING_REFERENCE, SCOPES, num_selected
+from .output_folder import OVERWRITE_HELP
 from .reference import REFERENCE_MODES
 
 
@@ -53,6 +54,8 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
             `"own_loss"` ranks them by the model's own.
         reference_allow_seen (`bool`, *optional*, defaults to `False`): Take a reference model that was trained on
             chains of the training set.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`): For the training scripts, which refuse an
+            `output_dir` that holds a model or checkpoints: see [`check_output_dir`].
     """
 
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Proteins per device and micro-batch."})
@@ -107,6 +110,7 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
     reference_allow_seen: bool = field(
         default=False, metadata={"help": "Take a reference model that was trained on chains of the training set."}
     )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
 
     def __post_init__(self) -> None:
         super().__post_init__()

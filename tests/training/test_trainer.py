@@ -192,6 +192,26 @@ def test_evaluation_metrics_are_means_over_residues(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("batching", ["proteins", "packed"])
+def test_a_batch_without_any_embedding_counts_for_the_other_tasks(tmp_path, batching):
+    """A chain without any CA, alone in its batch, in evaluation and in training."""
+    masks = [[False] * length for length in tiny.dataset(3)["length"]]
+    rows = tiny.dataset(3)
+    some = rows.map(lambda row, i: {"structure_embedding_mask": masks[i]} if i == 1 else {}, with_indices=True)
+    none = rows.map(lambda row, i: {"structure_embedding_mask": masks[i]}, with_indices=True)
+    options = {"batching": batching, "per_device_eval_batch_size": 1, "per_device_train_batch_size": 1}
+    options |= {"tokens_per_batch": 8, "max_steps": 3, "save_strategy": "no", "selection_ratio": 0.5}
+    trainer = make_trainer(tmp_path, train=some, evaluation=some, **options)
+    metrics = trainer.evaluate()
+    whole = make_trainer(tmp_path, evaluation=rows.select([0, 2]), **options).evaluate()
+    for name in ("seq_to_struct_loss", "struct_to_seq_loss", "retrieval_at_1", "retrieval_chance"):
+        assert metrics[f"eval_{name}"] == pytest.approx(whole[f"eval_{name}"], rel=1e-6)
+    assert metrics["eval_token_loss"] != whole["eval_token_loss"]  # the protein is there
+    assert "eval_retrieval_at_1" not in trainer.evaluate(none)
+    assert np.isfinite(trainer.train().training_loss)
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
 def test_refuses_embeddings_of_another_pgnn(tmp_path):
     model = tiny.esm_model()
     make_trainer(tmp_path, model, train=tiny.dataset(2, pgnn="one"))
