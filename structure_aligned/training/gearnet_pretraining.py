@@ -255,8 +255,8 @@ class _Run:
             ) from error
         if different:
             raise ValueError(
-                f"The checkpoint {path} was written by a training with other chains or options ({', '.join(different)} "
-                "differ); resume with the same ones, or start from the beginning."
+                f"The checkpoint {path} was written by a training with other chains or options: "
+                f"{', '.join(different)} differ. Resume with the same ones, or start from the beginning."
             )
         self.task.load_state_dict(stored["task"])
         self.optimizer.load_state_dict(stored["optimizer"])

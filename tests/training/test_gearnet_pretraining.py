@@ -56,10 +56,12 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(chains, tmp_path,
     whole, killed = network(), network()
     history = pretrain_gearnet(whole, chains, **options)
 
-    def stop_at_the_fifth_step(gearnet, *args, steps=iter(range(1, 6)), forward=GearNetPretraining.forward):
+    steps, forward = iter(range(1, 6)), GearNetPretraining.forward
+
+    def stop_at_the_fifth_step(task, *args):
         if next(steps) == 5:
             raise Killed
-        return forward(gearnet, *args)
+        return forward(task, *args)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(GearNetPretraining, "forward", stop_at_the_fifth_step)
