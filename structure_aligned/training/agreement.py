@@ -68,13 +68,13 @@ def _describe(name: str, values: list[str | None]) -> str:
 def _facts(trainer: Trainer, checkpoint: str | Path | None) -> dict[str, str]:
     """What must be equal on all ranks, by name."""
     facts = {
-        name: str(value)
+        name: _text(value)
         for name, value in trainer.args.to_dict().items()
         if name not in _OWN_OPTIONS and not name.startswith(_OWN_PREFIXES)
     }
     facts["checkpoint"] = "none" if checkpoint is None else Path(checkpoint).name
     collator = getattr(trainer.data_collator, "__dict__", {})
-    facts |= {f"data_collator.{name}": str(value) for name, value in collator.items() if _is_plain(value)}
+    facts |= {f"data_collator.{name}": _text(value) for name, value in collator.items() if _is_plain(value)}
     facts |= _model_facts(trainer.model)
     facts |= _dataset_facts("train_dataset", trainer.train_dataset)
     if isinstance(trainer.eval_dataset, Mapping):
@@ -85,6 +85,11 @@ def _facts(trainer: Trainer, checkpoint: str | Path | None) -> dict[str, str]:
     return facts
 
 
+def _text(value: Any) -> str:
+    # Of objects their type alone: how they print may hold an address.
+    return json.dumps(value, sort_keys=True, default=lambda other: type(other).__name__)
+
+
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
@@ -92,7 +97,7 @@ def _is_plain(value: Any) -> bool:
 def _model_facts(model: Any) -> dict[str, str]:
     config = {} if getattr(model, "config", None) is None else model.config.to_dict()
     facts = {
-        f"model.config.{name}": json.dumps(value, sort_keys=True, default=str)
+        f"model.config.{name}": _text(value)
         for name, value in config.items()
         if name not in ("_name_or_path", "transformers_version")
     }
