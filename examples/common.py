@@ -24,6 +24,7 @@ from structure_aligned import (
 )
 from structure_aligned.hub.cards import ModelCardCallback
 from structure_aligned.hub.results import BEFORE_FILE, EVAL_FILE, MAJORITY
+from structure_aligned.training.output_folder import check_output_dir, checkpoint_to_resume, clear_output_dir
 from structure_aligned.training.pretrained import load_tokenizer
 from structure_aligned.utils.numbers import check_options
 
@@ -91,6 +92,7 @@ def parse_arguments(
 
 
 def start_process(training_args: StructureAlignmentTrainingArguments) -> None:
+    check_output_dir(training_args)
     set_seed(training_args.seed)
     if training_args.device.type == "cpu" and training_args.world_size == 1:
         use_all_cores()
@@ -110,7 +112,9 @@ def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path)
         structures = {}
         for split, count in (("train", args.num_synthetic), ("validation", max(8, args.num_synthetic // 5))):
             structures[split] = output_dir / "synthetic_folds" / split
-            write_synthetic_folds(structures[split], count, seed=0 if split == "train" else 1)
+            written = write_synthetic_folds(structures[split], count, seed=0 if split == "train" else 1)
+            for path in set(structures[split].iterdir()) - set(written):
+                path.unlink(missing_ok=True)  # of an earlier run with more folds
     else:
         structures = {"train": args.structures}
         if args.validation_structures is not None:
@@ -150,7 +154,8 @@ def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:
     closing = ClosingTable(trainer, files, data_args.closing_contacts)
     closing.score()
     before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    clear_output_dir(args)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir))
     after = trainer.evaluate()
     trainer.save_model()
     trainer.save_metrics(BEFORE_FILE.removesuffix("_results.json"), before, combined=False)

@@ -104,7 +104,8 @@ def main() -> None:
     trainer = make_trainer(args, dataset)
     if trainer.reference is None:
         print("No reference: residues are ranked by the model's own loss.")
-    chains = args.chains or dataset["id"][: args.num_chains]
+    chains = [one for given in args.chains or () for one in given.split(",") if one]
+    chains = chains or dataset["id"][: args.num_chains]
     records = list(selection_frequency(trainer, dataset, args.epochs, chains).values())
     if args.structures:
         records = with_secondary(records, dataset, args.structures)

@@ -12,6 +12,7 @@ from ..objectives.losses import LossWeights
 from ..objectives.negatives import NEGATIVES
 from ..objectives.selection import KEEP_MODES, MISSING_REFERENCE, SCOPES, num_selected
 from ..utils.numbers import check_options
+from .output_folder import OVERWRITE_HELP
 from .reference import REFERENCE_MODES
 
 
@@ -57,6 +58,8 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
             `"own_loss"` ranks them by the model's own.
         reference_allow_seen (`bool`, *optional*, defaults to `False`): Take a reference model that was trained on
             chains of the training set.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`): For the training scripts, which refuse an
+            `output_dir` that holds a model or checkpoints: see [`check_output_dir`].
     """
 
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Proteins per device and micro-batch."})
@@ -111,6 +114,7 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
     reference_allow_seen: bool = field(
         default=False, metadata={"help": "Take a reference model that was trained on chains of the training set."}
     )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
 
     def __post_init__(self) -> None:
         check_options(vars(self), _AT_LEAST_ZERO)

@@ -47,12 +47,13 @@ def protein_tables(
     values = dict(losses.items())
     labels = inputs["structure_labels"][masks["token"]]
     values["token_hits"] = outputs.structure_logits[masks["token"]].argmax(-1) == labels
-    if losses.seq_to_struct is not None:
+    # A batch may have no embedding at all, such as that of one chain without any CA.
+    if losses.seq_to_struct is not None and len(losses.seq_to_struct):
         masks["aligned"] = inputs["residue_mask"].bool()
         nearest = outputs.sequence_projection[masks["aligned"]] @ outputs.structure_projection[masks["aligned"]].T
         own = torch.arange(len(nearest), device=nearest.device)
         values["retrieval_hits"] = nearest.argmax(dim=1) == own
-        values["retrieval_chance"] = torch.ones_like(own, dtype=dtype) / max(len(own), 1)
+        values["retrieval_chance"] = torch.ones_like(own, dtype=dtype) / len(own)
 
     def per_protein(kind: str, values: torch.Tensor | None) -> torch.Tensor:
         table = torch.zeros(masks[kind].shape, dtype=dtype, device=masks[kind].device)

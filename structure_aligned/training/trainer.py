@@ -28,6 +28,7 @@ from ..models.heads import StructureAlignmentOutput
 from ..models.packing import use_packed_attention
 from ..objectives.losses import IGNORE_INDEX, ResidueLosses, combine_losses
 from ..objectives.selection import excess_losses, select_residues
+from .agreement import check_ranks_agree
 from .arguments import DEFAULT_RATIO, StructureAlignmentTrainingArguments
 from .checkpoints import discard_failed_checkpoint, last_complete_checkpoint
 from .compiling import compile_trunk
@@ -102,6 +103,7 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
         if args.compile_trunk:
             compile_trunk(model, args.torch_compile_backend, args.torch_compile_mode)
         self._ranks = RankCheck()
+        self._ranks_agree = False
         self._clock, self._paused = time.perf_counter(), 0.0
 
     @property
@@ -286,6 +288,8 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         self._clock, self._paused = time.perf_counter(), 0.0
         with self._ranks:
+            check_ranks_agree(self, checkpoint)
+            self._ranks_agree = True
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -333,6 +337,10 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
     # Evaluation
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        if not self._ranks_agree:  # an evaluation before the training
+            with self._ranks:
+                check_ranks_agree(self)
+            self._ranks_agree = True
         start = time.perf_counter()
         output = super().evaluation_loop(*args, **kwargs)
         self._paused += time.perf_counter() - start

@@ -61,8 +61,11 @@ def run(
     broken_row=None,
     spoilt_rank=None,
     lora=None,
+    rank_1=None,
     **options,
 ):
+    if rank_1 is not None and os.environ.get("RANK") == "1":
+        rows, options = rank_1.get("rows", rows), options | {name: rank_1[name] for name in rank_1 if name != "rows"}
     torch.set_num_threads(1)
     model = tiny.FAMILIES[family].model()
     model = model.double() if double else model

@@ -235,6 +235,17 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+def test_ranks_with_other_options_and_data_all_end_with_that_message(tmp_path):
+    """Otherwise one of them waits for steps that the other one never takes."""
+    options = {"rows": 8, "batching": "proteins", "per_device_train_batch_size": 1, "max_steps": 40}
+    results = launch_alone(tmp_path, 2, rank_1={"rows": 6, "gradient_accumulation_steps": 2}, **options)
+    for stderr, code in results:
+        assert code not in (0, None) and code > 0, results
+        assert "ValueError: The ranks of this training were given different options or data: " in stderr
+        assert "gradient_accumulation_steps is 1 on rank 0 and 2 on rank 1" in stderr
+        assert "train_dataset.rows is 8 on rank 0 and 6 on rank 1" in stderr
+
+
 @pytest.mark.parametrize("batching", ["tokens", pytest.param("packed", marks=pytest.mark.slow)])
 def test_resume_crosses_from_one_to_two_processes(tmp_path, batching):
     """One process with two accumulation steps, killed, goes on as two with one: as if nothing had happened."""
