@@ -52,6 +52,7 @@ def run(
     reference=False,
     broken_row=None,
     lora=None,
+    stream=None,
     **options,
 ):
     torch.set_num_threads(1)
@@ -70,6 +71,8 @@ def run(
             for i, m in enumerate(dataset["structure_embedding_mask"])
         ]
         dataset = dataset.remove_columns("structure_embedding_mask").add_column("structure_embedding_mask", masks)
+    if stream:
+        dataset = dataset.to_iterable_dataset(num_shards=stream)
     tokenizer = tiny.FAMILIES[family].tokenizer()
     arguments = {"output_dir": str(output), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
     collator = Damaged(tokenizer)
