@@ -8,6 +8,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from structure_aligned.data.collator import DataCollatorForStructureAlignment
+from structure_aligned.hub.run_facts import RunFacts
 from structure_aligned.models.esm2 import esm2_tokenizer
 from structure_aligned.training.arguments import StructureAlignmentTrainingArguments
 from structure_aligned.training.trainer import StructureAlignmentTrainer
@@ -39,7 +40,7 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-def make_trainer(tmp_path, train, evaluation=None, callbacks=None, **options):
+def make_trainer(tmp_path, train, evaluation=None, callbacks=None, reference_model=None, **options):
     defaults = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
     return StructureAlignmentTrainer(
         tiny.esm_model(),
@@ -48,6 +49,7 @@ def make_trainer(tmp_path, train, evaluation=None, callbacks=None, **options):
         train_dataset=train,
         eval_dataset=evaluation,
         callbacks=callbacks,
+        reference_model=reference_model,
     )
 
 
@@ -140,3 +142,15 @@ def test_reference_losses_of_a_stream_are_used(tmp_path):
     rows = [tiny.row(index) | {"reference_losses": bytes(4 * 6 * tiny.row(index)["length"])} for index in range(3)]
     trainer = make_trainer(tmp_path, Stream(rows), max_steps=1)
     assert type(trainer.reference).__name__ == "PrecomputedReference" and trainer.selection_ratio == 0.8
+    trainer.train()
+    facts = RunFacts.of_trainer(trainer)  # for the model card
+    assert facts.reference == "losses computed before the training"
+    assert facts.data["train"]["chains"] is None
+
+
+def test_an_online_reference_of_a_stream_must_be_allowed(tmp_path):
+    stream, options = Stream([tiny.row(0)]), {"max_steps": 1, "reference_mode": "online"}
+    reference = tiny.esm_model(structure_alignment={"structure_dim": tiny.STRUCTURE_DIM, "pgnn": "tiny"})
+    with pytest.raises(ValueError, match="training set a stream, so nobody can tell beforehand .* leave_out_seen"):
+        make_trainer(tmp_path, stream, reference_model=reference, **options)
+    make_trainer(tmp_path, stream, reference_model=reference, reference_allow_seen=True, **options).train()
