@@ -62,6 +62,7 @@ def run(
     spoilt_rank=None,
     lora=None,
     rank_1=None,
+    stream=None,
     **options,
 ):
     if rank_1 is not None and os.environ.get("RANK") == "1":
@@ -82,6 +83,8 @@ def run(
             for i, m in enumerate(dataset["structure_embedding_mask"])
         ]
         dataset = dataset.remove_columns("structure_embedding_mask").add_column("structure_embedding_mask", masks)
+    if stream:
+        dataset = dataset.to_iterable_dataset(num_shards=stream)
     tokenizer = tiny.FAMILIES[family].tokenizer()
     arguments = {"output_dir": str(output), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
     collator = Damaged(tokenizer)
