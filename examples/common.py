@@ -9,7 +9,7 @@ import datasets
 import torch
 import yaml
 from closing import ClosingTable, structure_files
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
@@ -24,6 +24,9 @@ from structure_aligned import (
 )
 from structure_aligned.hub.cards import ModelCardCallback
 from structure_aligned.hub.results import BEFORE_FILE, EVAL_FILE, MAJORITY
+from structure_aligned.training.output_folder import check_output_dir, checkpoint_to_resume, clear_output_dir
+from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.numbers import check_options
 
 
 @dataclass
@@ -82,10 +85,14 @@ def parse_arguments(
         if unknown := sorted(set(options) - {action.dest for action in parser._actions}):
             raise ValueError(f"{path} has unknown options {unknown}; `--help` lists the known ones.")
         parser.set_defaults(**options)
-    return parser.parse_args_into_dataclasses(argv)
+    parsed = parser.parse_args_into_dataclasses(argv)
+    for options in parsed:
+        check_options(vars(options))
+    return parsed
 
 
 def start_process(training_args: StructureAlignmentTrainingArguments) -> None:
+    check_output_dir(training_args)
     set_seed(training_args.seed)
     if training_args.device.type == "cpu" and training_args.world_size == 1:
         use_all_cores()
@@ -105,7 +112,9 @@ def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path)
         structures = {}
         for split, count in (("train", args.num_synthetic), ("validation", max(8, args.num_synthetic // 5))):
             structures[split] = output_dir / "synthetic_folds" / split
-            write_synthetic_folds(structures[split], count, seed=0 if split == "train" else 1)
+            written = write_synthetic_folds(structures[split], count, seed=0 if split == "train" else 1)
+            for path in set(structures[split].iterdir()) - set(written):
+                path.unlink(missing_ok=True)  # of an earlier run with more folds
     else:
         structures = {"train": args.structures}
         if args.validation_structures is not None:
@@ -130,7 +139,7 @@ def load_model(
         model = AutoModelForStructureAlignment.from_pretrained(
             args.model_name_or_path, structure_alignment=heads, **options
         )
-        return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
+        return model, load_tokenizer(args.model_name_or_path, model)
     sizes = (args.num_hidden_layers, args.hidden_size, args.num_attention_heads)
     config, tokenizer = fresh_trunk(args.model_type, *sizes, structure_alignment=heads)
     return AutoModelForStructureAlignment.from_config(config, **options), tokenizer
@@ -145,7 +154,8 @@ def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:
     closing = ClosingTable(trainer, files, data_args.closing_contacts)
     closing.score()
     before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    clear_output_dir(args)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir))
     after = trainer.evaluate()
     trainer.save_model()
     trainer.save_metrics(BEFORE_FILE.removesuffix("_results.json"), before, combined=False)

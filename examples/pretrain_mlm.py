@@ -20,7 +20,6 @@ import torch
 from common import use_all_cores
 from transformers import (
     AutoModelForMaskedLM,
-    AutoTokenizer,
     HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,9 +34,20 @@ from structure_aligned import DataCollatorForStructureAlignment, fresh_trunk
 from structure_aligned.evaluation.perplexity import pseudo_perplexity
 from structure_aligned.hub.results import file_digest
 from structure_aligned.inference.fasta import clean_sequence, read_fasta
-from structure_aligned.models.folders import halve_stored_weights
+from structure_aligned.models.folders import halve_stored_weights, refuse_adapters
+from structure_aligned.models.weights import load_whole
+from structure_aligned.training.agreement import check_ranks_agree
 from structure_aligned.training.compiling import compile_trunk
-from structure_aligned.training.loading import token_budget_loader, token_budget_sampler
+from structure_aligned.training.finite import StopsWhereNotFinite, WithRowIds
+from structure_aligned.training.loading import RankCheck, token_budget_loader, token_budget_sampler
+from structure_aligned.training.output_folder import (
+    OVERWRITE_HELP,
+    check_output_dir,
+    checkpoint_to_resume,
+    clear_output_dir,
+)
+from structure_aligned.training.pretrained import load_language_model, load_tokenizer
+from structure_aligned.utils.numbers import check_options
 
 
 SUMMARY_NAME = "pretraining.json"
@@ -80,6 +90,11 @@ class PretrainingArguments(TrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the proteins, a crop of each."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator needs them."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
+
+    def __post_init__(self) -> None:
+        check_options(vars(self), ("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs"))
+        super().__post_init__()
 
 
 class MaskingCollator(DataCollatorForStructureAlignment):
@@ -90,12 +105,16 @@ class MaskingCollator(DataCollatorForStructureAlignment):
         return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(StopsWhereNotFinite, Trainer):
     """The Trainer with batches by a budget of tokens; masks change from epoch to epoch, but not in evaluation."""
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         self.sampler = token_budget_sampler(self)
-        return token_budget_loader(self, self.sampler)
+        collator, self.data_collator = self.data_collator, WithRowIds(self.data_collator)
+        try:
+            return token_budget_loader(self, self.sampler)
+        finally:
+            self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset: datasets.Dataset | None = None) -> torch.utils.data.DataLoader:
         collator, self.data_collator = self.data_collator, self.data_collator.for_evaluation()
@@ -130,8 +149,9 @@ def load_or_make_model(model_args: ModelArguments) -> tuple[PreTrainedModel, Pre
     """The checkpoint to go on from, in float32, or a fresh model."""
     options = {} if model_args.attention is None else {"attn_implementation": model_args.attention}
     if path := model_args.model_name_or_path:
-        model = AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32, **options)
-        return model, AutoTokenizer.from_pretrained(path)
+        refuse_adapters(path)
+        model = load_whole(AutoModelForMaskedLM, path, dtype=torch.float32, **options)
+        return model, load_tokenizer(path, model)
     sizes = (model_args.num_hidden_layers, model_args.hidden_size, model_args.num_attention_heads)
     config, tokenizer = fresh_trunk(model_args.model_type, *sizes)
     if model_args.model_type.lower() == "esm":
@@ -141,7 +161,7 @@ def load_or_make_model(model_args: ModelArguments) -> tuple[PreTrainedModel, Pre
 
 def held_out_perplexity(folder: str, held_out: datasets.Dataset, proteins: int) -> dict[str, float]:
     """Pseudo-perplexity of some held-out proteins, 15 % of the residues masked at once, with its interval."""
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_language_model(folder), load_tokenizer(folder)
     chosen = np.random.default_rng(0).permutation(len(held_out))[:proteins]
     sequences = held_out.select(chosen)["sequence"][:]
     found = pseudo_perplexity(model.eval(), sequences, tokenizer, "masked", progress=True)
@@ -152,6 +172,7 @@ def held_out_perplexity(folder: str, held_out: datasets.Dataset, proteins: int) 
 def main() -> None:
     parser = HfArgumentParser([ModelArguments, DataArguments, PretrainingArguments])
     model_args, data_args, args = parser.parse_args_into_dataclasses(sys.argv[1:])
+    check_output_dir(args)
     set_seed(args.seed)
     if args.device.type == "cpu" and args.world_size == 1:
         use_all_cores()
@@ -169,8 +190,12 @@ def main() -> None:
         processing_class=tokenizer,
     )
     trainer.add_callback(SetEpoch(trainer))
+    clear_output_dir(args)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+    with RankCheck():
+        check_ranks_agree(trainer, checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     hours = (time.perf_counter() - start) / 3600
     trainer.save_model()
     if not trainer.is_world_process_zero():

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from datasets.utils import logging, tqdm
 
 from .features import (
@@ -338,4 +337,10 @@ def dataset_pgnn(dataset: datasets.Dataset) -> str:
 
 def embedding_dim(dataset: datasets.Dataset) -> int:
     """Width of a dataset's residue embeddings."""
-    return int(np.asarray(dataset.with_format(None)[0]["structure_embedding_shape"])[1])
+    shape = dataset.with_format(None)[0]["structure_embedding_shape"] if len(dataset) else None
+    if shape is None:
+        raise ValueError(
+            f"The first of the dataset's {len(dataset)} rows has no structure_embedding; expected rows as "
+            "StructureDatasetBuilder makes them."
+        )
+    return int(shape[1])

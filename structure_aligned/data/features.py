@@ -236,7 +236,9 @@ def make_row(record: ChainRecord, embedding: np.ndarray, pgnn: str) -> dict[str,
 
 def decode_embedding(row: dict[str, Any]) -> np.ndarray:
     """The float16 `(L, output_dim)` array of a dataset row, without a copy; NaN at residues the pGNN left out."""
-    return np.frombuffer(row["structure_embedding"], dtype=np.float16).reshape(row["structure_embedding_shape"])
+    # The shape is a tensor in a dataset of the format "torch".
+    shape = tuple(int(size) for size in row["structure_embedding_shape"])
+    return np.frombuffer(row["structure_embedding"], dtype=np.float16).reshape(shape)
 
 
 def decode_reference_losses(row: dict[str, Any]) -> np.ndarray:

@@ -15,9 +15,14 @@ from scipy.stats import spearmanr
 from sklearn.metrics import ndcg_score, roc_auc_score
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from ..inference.fasta import clean_sequence
 from .fitness import score_mutations
 from .mutants import mutated_sequence, parse_mutants
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -238,7 +243,7 @@ def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def read_single_fasta(path: str | Path) -> str:
-    """The sequence of a FASTA file (also .gz) that holds exactly one."""
+    """The sequence of a FASTA file (also .gz) that holds exactly one, by the rule of [`clean_sequence`]."""
     headers, sequence = 0, []
     for line in _read_text(path).splitlines():
         if line.startswith(">"):
@@ -249,7 +254,10 @@ def read_single_fasta(path: str | Path) -> str:
             sequence.append(line.strip())
     if headers != 1 or not "".join(sequence):
         raise ValueError(f"{path} has {headers} proteins; expected a FASTA file with exactly one, not empty.")
-    return "".join(sequence)
+    cleaned, replaced = clean_sequence("".join(sequence), f"The sequence of {path}")
+    if replaced:
+        logger.warning(f"{replaced} letters of {path} that stand for no amino acid are read as X.")
+    return cleaned
 
 
 def _read_text(path: str | Path) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.selecting import resolve_structures
+from ..inference.fasta import clean_sequence
 from ..structure.chain import ProteinChain
 from ..structure.io import read_chains
 from .assays import Assay, read_assay
@@ -264,10 +265,14 @@ def _read_sequences(
         raise FileNotFoundError(f"{path} does not exist; expected a FASTA file, compressed if it ends in .gz.")
     found: dict[str, str] = {}
     unfit = 0
-    for name, sequence in _read_fasta(path):
+    for name, given in _read_fasta(path):
+        try:
+            sequence, _ = clean_sequence(given, name)
+        except ValueError:  # empty, or with gaps or stops, which are not residues
+            sequence = ""
         fits = options.min_length <= len(sequence) <= options.max_length
-        # Letters for what is not known are context to a model, but a stop or a gap is no residue.
-        if fits and sequence.isalpha() and sequence.isascii() and any(letter in AMINO_ACIDS for letter in sequence):
+        # Letters for what is not known are context to a model.
+        if fits and any(letter in AMINO_ACIDS for letter in sequence):
             found.setdefault(name, sequence)
         else:
             unfit += 1

@@ -261,6 +261,8 @@ def _reference(trainer: Trainer) -> str | None:
     if (model := getattr(reference, "model", None)) is not None:
         name = Path(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         return f"`{name.name}` ({model.config.model_type}), run in every step"
+    if not hasattr(trainer.train_dataset, "unique"):  # a stream
+        return "losses computed before the training"
     identities = trainer.train_dataset.with_format(None).unique("reference")
     return f"{', '.join(f'`{one}`' for one in identities)}, losses computed before the training"
 

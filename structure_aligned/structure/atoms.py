@@ -48,24 +48,22 @@ def read_backbone(structure: gemmi.Structure, rows: list[int]) -> Backbone:
     atoms = gemmi.FlatStructure(structure)
     residue = np.repeat(np.arange(len(rows)), atom_counts)
     row = np.array(rows, dtype=int)[residue]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         position = atoms.pos.astype(np.float32)  # beyond the range of float32: infinite, so missing
-    names = np.array(atoms.atom_names)
-    names[np.logical_or.accumulate(names == 0, axis=1)] = 0  # gemmi before 0.7.5 leaves the bytes after the end as is
-    names = names.view("S8").ravel()
+        finite = np.isfinite(position[:, 0] + position[:, 1] + position[:, 2])
+    names = np.array(atoms.atom_names).view(np.uint64).ravel()  # eight bytes each, compared as one number
     used = row >= 0
-    present = used & np.isfinite(position).all(axis=1)
+    present = used & finite
 
     coords = np.full((length, len(BACKBONE_ATOMS), 3), np.nan, dtype=np.float32)
     with_ca = None
     for slot, name in enumerate(BACKBONE_ATOMS):
-        atom = np.flatnonzero(names == name.encode())
-        repeated = atom[np.flatnonzero(np.diff(residue[atom]) == 0)]
-        if len(repeated):
-            with_ca = residue[names == b"CA"] if with_ca is None else with_ca
-            _check_alternatives(
-                atoms, atom[np.isin(residue[atom], np.intersect1d(residue[repeated], with_ca))], residue
-            )
+        atom = np.flatnonzero(names == _as_number(name))
+        owner = residue[atom]
+        if (owner[1:] == owner[:-1]).any():
+            with_ca = residue[names == _as_number("CA")] if with_ca is None else with_ca
+            repeated = np.intersect1d(owner[1:][owner[1:] == owner[:-1]], with_ca)
+            _check_alternatives(atoms, atom[np.isin(owner, repeated)], residue)
         atom = atom[present[atom]]
         coords[row[atom], slot] = position[atom]  # of repeated rows the last one stays: the last-listed altloc
     has_backbone = (np.isfinite(coords) & (coords != 0)).any(axis=(1, 2))
@@ -76,12 +74,17 @@ def read_backbone(structure: gemmi.Structure, rows: list[int]) -> Backbone:
     for atom in (
         np.flatnonzero(used)[::-1],
         np.flatnonzero(present)[::-1],
-        np.flatnonzero(present & (names == b"CA")),
+        np.flatnonzero(present & (names == _as_number("CA"))),
     ):
         b_factors[row[atom]] = atoms.b_iso[atom]
     has_atoms = np.zeros(length, dtype=bool)
     has_atoms[row[present]] = True
-    return Backbone(coords, b_factors, has_atoms, has_backbone, int(used.sum() - present.sum()) / max(1, used.sum()))
+    lost = 1 - present.sum() / max(1, used.sum())
+    return Backbone(coords, b_factors, has_atoms, has_backbone, float(lost))
+
+
+def _as_number(name: str) -> np.uint64:
+    return np.frombuffer(name.encode().ljust(8, b"\0"), np.uint64)[0]
 
 
 def _check_alternatives(atoms: gemmi.FlatStructure, found: np.ndarray, residue: np.ndarray) -> None:

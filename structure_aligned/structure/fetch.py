@@ -162,6 +162,23 @@ def parse_entry(name: str) -> Entry:
     return None
 
 
+def split_ids(line: str) -> list[str]:
+    """
+    The ids of a line, separated by commas or white space; a line that begins with `#` is a comment.
+
+    Where only the first word is an id, the line is a row of a table whose other columns are not read. Where several
+    fields of a comma-separated line are ids, all of its fields count, so that a misspelt one is reported.
+    """
+    fields = [field.split() for field in line.split(",") if field.strip()]
+    words = [word for field in fields for word in field]
+    if not words or line.lstrip().startswith("#"):
+        return []
+    firsts = [field[0] for field in fields]
+    if all(parse_entry(word) for word in words):
+        return words
+    return firsts if sum(parse_entry(word) is not None for word in firsts) > 1 else firsts[:1]
+
+
 def _by_entry(names: list[str]) -> Iterator[tuple[Entry, list[str]]]:
     grouped: dict[Any, list[str]] = {}
     for name in names:

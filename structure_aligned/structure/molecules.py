@@ -9,6 +9,7 @@ again.
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ _PEPTIDES = (
     gemmi.PolymerType.PeptideD,
     gemmi.PolymerType.CyclicPseudoPeptide,
 )
+_WITHOUT_NUMBER = re.compile(r"(?:^|,)(?![-\d])")
 _NUMBER_STARTS = frozenset("-0123456789")
 _N, _CA, _C = (BACKBONE_ATOMS.index(name) for name in ("N", "CA", "C"))
 _PEPTIDE_BOND = 2.0
@@ -54,7 +56,7 @@ class _Residues:
     letters: list[str]
     numbers: list[str]
     labels: list[int | None]
-    seqids: list[int]  # places among all residues, where these were numbered again
+    places: list[str]  # among all residues, where these were numbered again
 
 
 def extract_chains(parsed: ParsedStructure, metadata: dict) -> list[ProteinChain]:
@@ -82,12 +84,13 @@ def extract_chains(parsed: ParsedStructure, metadata: dict) -> list[ProteinChain
             count += 1
             chain_id = f"{name}-{count}"
         used.add(chain_id)
+        of_molecule = operator.itemgetter(*rows, rows[0])  # one more, so that a single row gives a tuple, too
         chains.append(
             ProteinChain(
                 chain_id=chain_id,
-                sequence="".join(residues.letters[row] for row in rows),
+                sequence="".join(of_molecule(residues.letters)[:-1]),
                 coords=coords[rows],
-                residue_numbers=_complete_numbers([residues.numbers[row] for row in rows]),
+                residue_numbers=_complete_numbers(of_molecule(residues.numbers)[:-1]),
                 b_factors=b_factors[rows],
                 **metadata,
             )
@@ -121,30 +124,25 @@ def _find_polymers(parsed: ParsedStructure) -> None:
         if not parsed.structure.entities:
             for chain in model:
                 _restore_polymer(chain)
-        if any(residue.subchain == "" for chain in model for residue in chain):
+        if any(chain[0].subchain == "" for chain in model):
             parsed.structure.assign_subchains(False)
         return
+    parsed.structure.add_entity_types()
     seen: set[str] = set()
-    later: list[gemmi.Chain] = []
     for chain, ended in zip(model, _ended_runs(parsed)):
         if ended:
-            _set_type(chain, gemmi.EntityType.Polymer)
-            if not has_ca(chain[-1]):
-                _leave_out_ligands(chain)
-        elif chain.name in seen:
-            _set_type(chain, gemmi.EntityType.NonPolymer)
-        if not ended:
-            later.append(chain)
+            _end_polymer(chain)
+        else:
+            if chain.name in seen:
+                _set_type(chain, gemmi.EntityType.NonPolymer)
+            _restore_polymer(chain)
         seen.add(chain.name)
-    parsed.structure.add_entity_types()
-    for chain in later:
-        _restore_polymer(chain)
     parsed.structure.assign_subchains(True)
 
 
-def _set_type(chain: gemmi.Chain, kind: gemmi.EntityType) -> None:
+def _set_type(chain: gemmi.Chain | gemmi.ResidueSpan, kind: gemmi.EntityType) -> None:
     for residue in chain:
-        residue.entity_type = kind
+        residue.entity_type = gemmi.EntityType.Water if residue.is_water() else kind
 
 
 def _ended_runs(parsed: ParsedStructure) -> list[bool]:
@@ -197,15 +195,21 @@ def _is_amino_acid(residue: gemmi.Residue) -> bool:
     return len(residue) > 1 or gemmi.find_tabulated_residue(residue.name).is_amino_acid()
 
 
-def _leave_out_ligands(chain: gemmi.Chain) -> None:
-    """Marks what follows on the protein where the TER record stands behind the ligands and waters of the chain."""
-    last = max((i for i, residue in enumerate(chain) if residue.het_flag == "A" and has_ca(residue)), default=None)
-    if last is None:
-        return
+def _end_polymer(chain: gemmi.Chain) -> None:
+    """
+    Marks a run that a TER record ends as polymer, up to its last amino acid; ligands and waters of the chain may stand
+    before the TER, too, and amino acids among them are those that are not bonded to the polymer.
+    """
+    last = len(chain) - 1
+    while last >= 0 and (chain[last].het_flag != "A" or not has_ca(chain[last])):
+        last -= 1
+    if last < 0:
+        return  # nucleic acids, ligands, waters
     while last + 1 < len(chain) and has_ca(chain[last + 1]) and _are_bonded(chain[last], chain[last + 1]):
         last += 1
-    for residue in chain[last + 1 :]:
-        residue.entity_type = gemmi.EntityType.NonPolymer
+    if len(chain.get_polymer()) != last + 1:
+        _set_type(chain[: last + 1], gemmi.EntityType.Polymer)
+        _set_type(chain[last + 1 :], gemmi.EntityType.NonPolymer)
 
 
 def _are_bonded(one: gemmi.Residue, other: gemmi.Residue) -> bool:
@@ -234,50 +238,54 @@ def _list_residues(parsed: ParsedStructure) -> tuple[_Residues, list[bool]]:
     """The residues, and whether each of their runs begins behind the end of another of its chain id."""
     structure = parsed.structure
     parents = parsed.parents | {modified.res_id.name: modified.parent_comp_id for modified in structure.mod_residues}
-    found, letters, polymer = _Residues([], [], [], [], [], [], []), {}, gemmi.EntityType.Polymer
-    rows, closed = found.rows, []
+    rows: list[int] = []
+    found: list[tuple] = []
+    closed: list[bool] = []
+    letters, polymer = {}, gemmi.EntityType.Polymer
     for chain, is_closed in zip(structure[0], _closed_runs(parsed)):
-        name_of_chain = chain.name
         closed.append(is_closed)
         after_water = False
         for span in chain.subchains():
-            subchain = span.subchain_id() if parsed.labelled else ""
+            key = (chain.name, "", span.subchain_id() if parsed.labelled else "")
             protein = _is_protein(structure, span)
             previous = None
             for residue in span:
                 # Neighbours that share these and are marked as alternatives are conformers of one residue: the first
                 # is taken. label_seq (mmCIF only) tells residues apart whose insertion codes somebody removed.
-                site = (residue.seqid.num, residue.seqid.icode, residue.segment, residue.label_seq)
+                site = (str(residue.seqid), residue.segment, residue.label_seq)
                 letter = None
                 is_conformer = site == previous and any(atom.altloc != "\0" for atom in residue)
                 if protein and residue.entity_type == polymer and not is_conformer:
                     name = residue.name
                     if name not in letters:
-                        letters[name] = one_letter(name, parents)
+                        letters[name] = one_letter(name) or one_letter(parents.get(name, ""))
                     # Caps such as ACE are no amino acid and have no CA.
                     letter = letters[name] or ("X" if has_ca(residue) else None)
                 elif residue.is_water():
                     after_water = True
                 previous = site
-                rows.append(len(found.letters) if letter else -1)
+                rows.append(len(found) if letter else -1)
                 if letter:
-                    key = (name_of_chain, residue.entity_id if parsed.labelled else site[2], subchain)
-                    if after_water and found.keys and found.keys[-1] == key:
-                        closed.append(True)
-                    after_water = False
-                    found.keys.append(key)
-                    found.runs.append(len(closed) - 1)
-                    found.letters.append(letter)
-                    found.numbers.append(parsed.number_of(residue))
-                    found.labels.append(site[3])
-                    found.seqids.append(site[0])
-    return found, closed
+                    number, segment, label = site
+                    part = residue.entity_id if parsed.labelled else segment
+                    if part != key[1]:
+                        key = (key[0], part, key[2])
+                    if after_water:
+                        if found and found[-1][0] == key:
+                            closed.append(True)
+                        after_water = False
+                    found.append((key, len(closed) - 1, letter, number, label))
+    keys, runs, letters, numbers, labels = map(list, zip(*found)) if found else ([], [], [], [], [])
+    places = numbers
+    if parsed.numbers is not None:
+        numbers = [parsed.numbers[int(number) - 1] for number in numbers]
+    return _Residues(rows, keys, runs, letters, numbers, labels, places), closed
 
 
-def _complete_numbers(numbers: list[str]) -> tuple[str, ...]:
+def _complete_numbers(numbers: tuple[str, ...]) -> tuple[str, ...]:
     """Residues without a number get the one after their predecessor's; the first one gets 1."""
-    if all(number[:1] in _NUMBER_STARTS for number in numbers):
-        return tuple(numbers)
+    if not _WITHOUT_NUMBER.search(",".join(numbers)):
+        return numbers
     complete: list[str] = []
     for number in numbers:
         if number[:1] not in _NUMBER_STARTS:
@@ -296,7 +304,7 @@ def _split_into_molecules(
     numbers: dict[int, set[str]] = {}  # of each molecule, by its first row
     start = 0
     for (key, _), group in itertools.groupby(zip(residues.keys, residues.runs)):
-        rows = range(start, start + sum(1 for _ in group))
+        rows = range(start, start + len(list(group)))
         start = rows.stop
         parts = molecules.setdefault(key, [])
         # Most runs are a molecule of their own whose numbers grow.
@@ -362,8 +370,8 @@ def _continues(
         if parsed.places is None:
             raise MergedResiduesError
         raise ValueError(
-            f"{parsed.places[residues.seqids[row] - 1]}: residue {number} of chain {residues.keys[row][0]!r} comes "
-            "twice without being marked as an alternative location"
+            f"{parsed.places[int(residues.places[row]) - 1]}: residue {number} of chain {residues.keys[row][0]!r} "
+            "comes twice without being marked as an alternative location"
         )
     if is_bonded:
         return True

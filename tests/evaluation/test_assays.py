@@ -167,6 +167,14 @@ def test_files_that_cannot_be_read(tmp_path):
             read_single_fasta(tmp_path / "wt.fasta")
 
 
+def test_a_wild_type_is_cleaned_as_all_sequences_are(tmp_path):
+    (tmp_path / "wt.fasta").write_text(">wt\nmkv J\n lk*\n")
+    assert read_single_fasta(tmp_path / "wt.fasta") == "MKVXLK"
+    (tmp_path / "wt.fasta").write_text(">wt\nMK-V\n")
+    with pytest.raises(ValueError, match="wt.fasta contains '-'; expected one-letter codes"):
+        read_single_fasta(tmp_path / "wt.fasta")
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES.values(), ids=list(tiny.FAMILIES))
 def test_assays_in_rows(family, write):
     model = family.model()

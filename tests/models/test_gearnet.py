@@ -132,6 +132,45 @@ def test_a_training_step_moves_every_weight_and_statistic():
     assert [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])] == []
 
 
+def test_hidden_states_and_tuples_as_asked_for():
+    model, graph = tiny_model(), ResidueGraph.from_chain(compact_ca(20), random_sequence(20))
+    inputs = {"ca": graph.ca, "residue_types": graph.residue_types, "edges": graph.edges}
+    assert next(iter(inputs)) == model.main_input_name
+    output = model(**inputs, output_hidden_states=True)
+    assert len(output.hidden_states) == 3 and output.hidden_states[-1] is output.last_hidden_state
+    assert model(**inputs, output_hidden_states=False).hidden_states is None
+    (alone,) = model(**inputs, output_hidden_states=False, return_dict=False)
+    assert torch.equal(alone, output.last_hidden_state)
+    embedded = model.embed(graph.ca, "G" * 20, layers="all")
+    model.config.return_dict = model.config.output_hidden_states = False
+    assert isinstance(model(**inputs), tuple) and len(model(**inputs)) == 1
+    assert model(**inputs, return_dict=True).hidden_states is None
+    assert torch.equal(model.embed(graph.ca, "G" * 20, layers="all"), embedded)  # whatever the configuration says
+
+
+@pytest.mark.parametrize("bins", [8, None])
+def test_exported_program_gives_the_same(bins):
+    model, graph = tiny_model(torch.float64, num_angle_bin=bins), ResidueGraph.from_chain(compact_ca(30), "G" * 30)
+    inputs = {"ca": graph.ca.double(), "residue_types": graph.residue_types, "edges": graph.edges}
+    program = torch.export.export(model, (), inputs).module()
+    moved = inputs | {"ca": inputs["ca"] + torch.randn(30, 3, dtype=torch.float64)}  # other angles, other bins
+    shuffled = inputs | {"edges": graph.edges[torch.randperm(len(graph.edges))]}
+    for given in (inputs, moved, shuffled):
+        found, wanted = program(**given), model(**given)
+        torch.testing.assert_close(found.last_hidden_state, wanted.last_hidden_state, rtol=1e-10, atol=1e-10)
+    assert torch.equal(program(**moved)[0], program(**inputs)[0]) == (bins is None)
+
+
+def test_exported_program_has_torchdrugs_numbers(golden):
+    model = GearNetModel.from_torchdrug(golden("gearnet_edge_tiny", VARIANTS[0][0]))
+    expected = load_file(golden("gearnet_edge_tiny", f"{NAMES[0]}.safetensors"))
+    ca, types = expected["ca"], expected["residue_type"].long()
+    inputs = {"ca": ca, "residue_types": types, "edges": residue_graph(ca, **model.config.graph_options)}
+    with torch.no_grad():
+        found = torch.cat(torch.export.export(model, (), inputs).module()(**inputs).hidden_states, dim=1)
+    assert relative_error(found, expected[VARIANTS[0][1]]) < 5e-6
+
+
 def test_edges_in_any_order():
     model, graph = tiny_model(torch.float64), ResidueGraph.from_chain(compact_ca(30).double(), random_sequence(30))
     shuffled = graph.edges[torch.randperm(len(graph.edges))]
@@ -156,25 +195,25 @@ def test_batches_equal_single_chains_in_the_order_given():
 
 
 def test_layers():
-    model, chain = tiny_model(), make_chain(12)
+    model, chain = tiny_model(torch.float64), make_chain(12)
     last, both = model.embed_batch([chain])[0], model.embed_batch([chain], layers="all")[0]
     assert model.output_dim == 16 and last.shape == (12, 16) and both.shape == (12, 64)
-    torch.testing.assert_close(both[:, -16:], last)
+    torch.testing.assert_close(both[:, -16:], last, rtol=1e-9, atol=1e-9)
     model.config.embedding_layers = "all"
     assert model.output_dim == 64
-    torch.testing.assert_close(model.embed(chain.ca, chain.sequence), both)
+    torch.testing.assert_close(model.embed(chain.ca, chain.sequence), both, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="'first'"):
         model.embed_batch([chain], layers="first")
 
 
 def test_residues_without_ca_are_nan_and_outside_the_graph():
-    model, whole = tiny_model(), make_chain(30)
+    model, whole = tiny_model(torch.float64), make_chain(30)
     missing = [0, 7, 8, 29]
     present = [i for i in range(30) if i not in missing]
     chain = make_chain(30, missing=missing)
     found, other, nothing = model.embed_batch([chain, whole, make_chain(4, missing=range(4))])
     letters = "".join(chain.sequence[i] for i in present)
-    torch.testing.assert_close(found[present], model.embed(whole.ca[present], letters), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[present], model.embed(whole.ca[present], letters), rtol=1e-9, atol=1e-9)
     assert found[missing].isnan().all() and not found[present].isnan().any() and not other.isnan().any()
     assert nothing.shape == (4, 16) and nothing.isnan().all()
     assert model.embed(np.zeros((0, 3), np.float32), "").shape == (0, 16)

@@ -14,7 +14,7 @@ import pytest
 
 from structure_aligned.structure import fetch
 from structure_aligned.structure.downloading import Downloader, DownloadError
-from structure_aligned.structure.fetch import fetch_structures, parse_entry
+from structure_aligned.structure.fetch import fetch_structures, parse_entry, split_ids
 from structure_aligned.structure.io import read_chains, write_mmcif
 from tests import tiny
 from tests.structure.archive_server import Server
@@ -303,6 +303,34 @@ def main():
         return ended.value.code
 
     return start
+
+
+@pytest.mark.parametrize(
+    ("line", "ids"),
+    [
+        ("1ABC,2DEF,3GHI,4HHB", ["1ABC", "2DEF", "3GHI", "4HHB"]),
+        ("1abc, P00520 ,\tAF-P00520-F1,", ["1abc", "P00520", "AF-P00520-F1"]),
+        ("1abc 2def\tP00520", ["1abc", "2def", "P00520"]),
+        ("1abc,wrong,2def", ["1abc", "wrong", "2def"]),  # to be reported, and nothing behind it is lost
+        ("1abc,A", ["1abc"]),
+        ("P00520\tkinase of 1000 residues", ["P00520"]),
+        ("nonsense", ["nonsense"]),
+        (" # 1abc,2def", []),
+        (" , ", []),
+    ],
+)
+def test_ids_of_a_line(line, ids):
+    assert split_ids(line) == ids
+
+
+def test_the_script_takes_lists_of_ids(server, mmcif, tmp_path, main, capsys):
+    for name in ("1abc", "2def", "3ghi", "4hhb"):
+        server.answers[f"/pdb/{name}.cif.gz"] = [gzip.compress(mmcif(name))]
+    options = ("--pdb_url", f"{server.url}/pdb", "--output", tmp_path / "out", "--delay", 0)
+    (tmp_path / "ids.txt").write_text("1ABC,2DEF")
+    assert main(*options, "--file", tmp_path / "ids.txt", "--ids", "3GHI,4hhb") == 0
+    assert "4 fetched" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("*.cif.gz"))) == 4
 
 
 def test_the_script(server, mmcif, tmp_path, main, capsys, monkeypatch):

@@ -40,6 +40,14 @@ class Damaged(DataCollatorForStructureAlignment):
         return super()._example(row)
 
 
+class Spoilt(StructureAlignmentTrainer):
+    rank = None
+
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        return loss * (torch.nan if self.rank == self.args.process_index and self.state.global_step == 2 else 1.0)
+
+
 def run(
     output,
     family="esm",
@@ -51,9 +59,14 @@ def run(
     without_structure=(),
     reference=False,
     broken_row=None,
+    spoilt_rank=None,
     lora=None,
+    rank_1=None,
+    stream=None,
     **options,
 ):
+    if rank_1 is not None and os.environ.get("RANK") == "1":
+        rows, options = rank_1.get("rows", rows), options | {name: rank_1[name] for name in rank_1 if name != "rows"}
     torch.set_num_threads(1)
     model = tiny.FAMILIES[family].model()
     model = model.double() if double else model
@@ -70,11 +83,14 @@ def run(
             for i, m in enumerate(dataset["structure_embedding_mask"])
         ]
         dataset = dataset.remove_columns("structure_embedding_mask").add_column("structure_embedding_mask", masks)
+    if stream:
+        dataset = dataset.to_iterable_dataset(num_shards=stream)
     tokenizer = tiny.FAMILIES[family].tokenizer()
     arguments = {"output_dir": str(output), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
     collator = Damaged(tokenizer)
     collator.broken = f"row{broken_row}_A"
-    trainer = StructureAlignmentTrainer(
+    Spoilt.rank = spoilt_rank
+    trainer = (StructureAlignmentTrainer if spoilt_rank is None else Spoilt)(
         model,
         StructureAlignmentTrainingArguments(**(arguments | options)),
         collator,
