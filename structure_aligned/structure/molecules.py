@@ -331,11 +331,12 @@ def _numbers_grow(residues: _Residues, rows: range) -> bool:
     numbers, labels = (column[rows.start : rows.stop] for column in (residues.numbers, residues.labels))
     if len(set(numbers)) < len(numbers):
         return False
-    values = [_value(number) for number in numbers]
-    return None not in values and all(
-        value <= after and (label is None or next_label is None or label < next_label)
-        for (value, after), (label, next_label) in zip(itertools.pairwise(values), itertools.pairwise(labels))
-    )
+    try:
+        values = list(map(int, numbers))
+    except ValueError:
+        values = [_value(number) for number in numbers]
+    known = [label for label in labels if label is not None]
+    return None not in values and all(map(operator.le, values, values[1:])) and all(map(operator.lt, known, known[1:]))
 
 
 def _value(number: str) -> int | None:
