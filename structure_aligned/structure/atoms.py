@@ -11,6 +11,10 @@ from .chain import BACKBONE_ATOMS
 from .parsed import MergedResiduesError
 
 
+_CA = BACKBONE_ATOMS.index("CA")
+_NAMES = np.array(BACKBONE_ATOMS, dtype="S8").view(np.uint64)
+
+
 class Backbone(NamedTuple):
     """
     Columns of the residues of a model.
@@ -39,11 +43,12 @@ def read_backbone(structure: gemmi.Structure, rows: list[int]) -> Backbone:
         rows (`list[int]`): For each residue of the model its row in the result, -1 for those left out.
     """
     length = max(rows, default=-1) + 1
-    atom_counts = [len(residue) for chain in structure[0] for residue in chain]
+    atom_counts = []
     for chain in structure[0]:
         # FlatStructure refuses names of more than 7 characters, and only atom names are needed from here on.
         chain.name = ""
         for residue in chain:
+            atom_counts.append(len(residue))
             residue.name = residue.subchain = residue.entity_id = ""
     atoms = gemmi.FlatStructure(structure)
     residue = np.repeat(np.arange(len(rows)), atom_counts)
@@ -51,61 +56,72 @@ def read_backbone(structure: gemmi.Structure, rows: list[int]) -> Backbone:
     with np.errstate(over="ignore", invalid="ignore"):
         position = atoms.pos.astype(np.float32)  # beyond the range of float32: infinite, so missing
         finite = np.isfinite(position[:, 0] + position[:, 1] + position[:, 2])
-    names = np.array(atoms.atom_names).view(np.uint64).ravel()  # eight bytes each, compared as one number
-    used = row >= 0
-    present = used & finite
+    complete = finite.all()
+    names = np.asarray(atoms.atom_names).view(np.uint64).ravel()  # eight bytes each, compared as one number
+    found = [np.flatnonzero(names == name) for name in _NAMES]
+    _check_alternatives(atoms, found, residue)
 
-    coords = np.full((length, len(BACKBONE_ATOMS), 3), np.nan, dtype=np.float32)
-    with_ca = None
-    for slot, name in enumerate(BACKBONE_ATOMS):
-        atom = np.flatnonzero(names == _as_number(name))
-        owner = residue[atom]
-        if (owner[1:] == owner[:-1]).any():
-            with_ca = residue[names == _as_number("CA")] if with_ca is None else with_ca
-            repeated = np.intersect1d(owner[1:][owner[1:] == owner[:-1]], with_ca)
-            _check_alternatives(atoms, atom[np.isin(owner, repeated)], residue)
-        atom = atom[present[atom]]
+    coords = np.full((length + 1, len(BACKBONE_ATOMS), 3), np.nan, dtype=np.float32)  # the last one is for row -1
+    b_factors = np.full(length + 1, np.nan, dtype=np.float32)
+    for slot, atom in enumerate(found):
+        atom = atom if complete else atom[finite[atom]]
         coords[row[atom], slot] = position[atom]  # of repeated rows the last one stays: the last-listed altloc
-    has_backbone = (np.isfinite(coords) & (coords != 0)).any(axis=(1, 2))
-    _drop_placeholders(coords)
-
-    # Each line overrides the one before it: any atom, the first present atom, the last-listed CA.
-    b_factors = np.full(length, np.nan, dtype=np.float32)
-    for atom in (
-        np.flatnonzero(used)[::-1],
-        np.flatnonzero(present)[::-1],
-        np.flatnonzero(present & (names == _as_number("CA"))),
-    ):
-        b_factors[row[atom]] = atoms.b_iso[atom]
-    has_atoms = np.zeros(length, dtype=bool)
-    has_atoms[row[present]] = True
-    lost = 1 - present.sum() / max(1, used.sum())
+        if slot == _CA:
+            b_factors[row[atom]] = atoms.b_iso[atom]
+    coords, b_factors = coords[:-1], b_factors[:-1]
+    has_backbone = _drop_placeholders(coords)
+    if np.isnan(b_factors).any():  # no CA: the first atom with coordinates, else the first of all
+        without = (row >= 0) & np.isnan(b_factors)[row]
+        for atom in (np.flatnonzero(without)[::-1], np.flatnonzero(without & finite)[::-1]):
+            b_factors[row[atom]] = atoms.b_iso[atom]
+    has_atoms = has_backbone
+    if not has_backbone.all():
+        has_atoms = np.zeros(length, dtype=bool)
+        has_atoms[row[(row >= 0) & finite]] = True
+    lost = 0.0 if complete else 1 - finite[row >= 0].sum() / max(1, (row >= 0).sum())
     return Backbone(coords, b_factors, has_atoms, has_backbone, float(lost))
 
 
-def _as_number(name: str) -> np.uint64:
-    return np.frombuffer(name.encode().ljust(8, b"\0"), np.uint64)[0]
+def _check_alternatives(atoms: gemmi.FlatStructure, found: list[np.ndarray], residue: np.ndarray) -> None:
+    """
+    Raises where one of the `found` atoms comes twice in a residue that has a CA, at two places, without being marked
+    as an alternative.
+    """
+    owners = residue[np.concatenate(found)]
+    if not (owners[1:] == owners[:-1]).any():
+        return
+    altlocs, positions = np.asarray(atoms.altlocs), np.asarray(atoms.pos)
+    with_ca = residue[found[_CA]]
+    for atom in found:
+        owner = residue[atom]
+        repeated = np.intersect1d(owner[1:][owner[1:] == owner[:-1]], with_ca)
+        atom = atom[np.isin(owner, repeated)]
+        seen: dict[tuple, tuple] = {}
+        for key, position in zip(zip(residue[atom].tolist(), altlocs[atom].tolist()), positions[atom].tolist()):
+            if seen.setdefault(key, position) != position and not np.isnan(position[0]):
+                raise MergedResiduesError
 
 
-def _check_alternatives(atoms: gemmi.FlatStructure, found: np.ndarray, residue: np.ndarray) -> None:
-    """Raises where an atom comes twice in a residue, at two places, without being marked as an alternative."""
-    altlocs, positions = np.array(atoms.altlocs)[found], np.array(atoms.pos)[found]
-    seen: dict[tuple, tuple] = {}
-    for index, altloc, position in zip(residue[found].tolist(), altlocs.tolist(), map(tuple, positions.tolist())):
-        if seen.setdefault((index, altloc), position) != position and not np.isnan(position[0]):
-            raise MergedResiduesError
-
-
-def _drop_placeholders(coords: np.ndarray) -> None:
+def _drop_placeholders(coords: np.ndarray) -> np.ndarray:
     """
     Makes coordinates NaN, in place, that stand for missing atoms: several atoms of a residue at one point, and an atom
     at the origin, or another point such as (9999, 9999, 9999), that lies nowhere near the rest of its residue.
+
+    Returns:
+        `np.ndarray` of shape `(length,)`: Whether a residue had coordinates other than zeros.
     """
+    sums = coords.sum(axis=-1)
+    has_any = ~np.isnan(sums).all(axis=-1)
     # Atoms at one point have one sum of coordinates, and few others have.
-    ordered = np.sort(coords.sum(axis=-1), axis=-1)
-    same = (coords == coords[..., :1]).all(axis=-1) & ((coords[..., 0] == 0) | (np.abs(coords[..., 0]) >= 999))
-    for row in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=-1) | same.any(axis=-1)):
+    ordered = np.sort(sums, axis=-1)
+    x = coords[..., 0]
+    suspects = (ordered[:, 1:] == ordered[:, :-1]) | (x[:, 1:] == 0) | (np.abs(x[:, 1:]) >= 999)
+    first = (x[:, 0] == 0) | (np.abs(x[:, 0]) >= 999)
+    for row in np.flatnonzero(suspects.any(axis=-1) | first):
+        has_any[row] = (np.isfinite(coords[row]) & (coords[row] != 0)).any()
         distances = np.linalg.norm(coords[row, :, None] - coords[row, None], axis=-1)
         np.fill_diagonal(distances, np.nan)
+        same = (coords[row] == coords[row, :, :1]).all(axis=-1) & ((x[row] == 0) | (np.abs(x[row]) >= 999))
         alone = np.isfinite(distances).any(axis=-1) & ~(distances < 5).any(axis=-1)
-        coords[row, (distances == 0).any(axis=-1) | (same[row] & alone)] = np.nan
+        coords[row, (distances == 0).any(axis=-1) | (same & alone)] = np.nan
+    return has_any

@@ -201,7 +201,7 @@ def _end_polymer(chain: gemmi.Chain) -> None:
     before the TER, too, and amino acids among them are those that are not bonded to the polymer.
     """
     last = len(chain) - 1
-    while last >= 0 and (chain[last].het_flag != "A" or not has_ca(chain[last])):
+    while last >= 0 and (chain[last].het_flag != "A" or not (has_ca(chain[last]) or one_letter(chain[last].name))):
         last -= 1
     if last < 0:
         return  # nucleic acids, ligands, waters
