@@ -30,6 +30,8 @@ from structure_aligned import (
     selection_table,
 )
 from structure_aligned.data.selecting import resolve_structures
+from structure_aligned.utils.files import write_text
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -114,7 +116,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for record in records:
         plot_selection(record, args.output / f"{record.id}.png")
-        (args.output / f"{record.id}.tsv").write_text(selection_table(record))
+        write_text(args.output / f"{record.id}.tsv", selection_table(record))
     ratio = "everything" if args.selection_keep == "all" else f"{args.selection_keep} {args.selection_ratio:.0%}"
     print(f"\nModel {args.model}, {len(records)} chains, {ratio} of each batch kept\n")
     print(selection_summary(records))
@@ -122,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

@@ -7,7 +7,6 @@ Further options are the Trainer's. Ends with the perplexity on held-out proteins
 `AutoModelForMaskedLM` loads and examples/train.py aligns (`--model_name_or_path outputs/pretrained`).
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -38,6 +37,8 @@ from structure_aligned.inference.fasta import clean_sequence, read_fasta
 from structure_aligned.models.folders import halve_stored_weights
 from structure_aligned.training.compiling import compile_trunk
 from structure_aligned.training.loading import token_budget_loader, token_budget_sampler
+from structure_aligned.utils.files import write_json
+from structure_aligned.utils.scripts import clean_errors
 
 
 SUMMARY_NAME = "pretraining.json"
@@ -188,7 +189,7 @@ def main() -> None:
         **held_out_perplexity(args.output_dir, data["validation"], data_args.perplexity_proteins),
         "options": vars(model_args) | {"max_length": data_args.max_length} | changed_options(args),
     }
-    (Path(args.output_dir) / SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(Path(args.output_dir) / SUMMARY_NAME, summary)
     print(f"Held-out perplexity {summary['perplexity']:.2f}; saved {args.output_dir}.")
 
 
@@ -198,4 +199,4 @@ def changed_options(args: PretrainingArguments) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

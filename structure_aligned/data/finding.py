@@ -35,7 +35,7 @@ def find_chains(structures: Any, rows: datasets.Dataset, max_files: int | None =
     wanted = {row["id"]: row["digest"] for row in rows.with_format(None).select_columns(["id", "digest"])}
     entries = {name.rpartition("_")[0].lower() for name in wanted}
     named, others = [], []
-    for path in resolve_structures(structures):
+    for path in resolve_structures(structures, left_out=[]):
         name = path.name.lower()
         (named if any(entry in name for entry in entries) else others).append(path)
     found: dict[str, ProteinChain] = {}
@@ -51,6 +51,6 @@ def find_chains(structures: Any, rows: datasets.Dataset, max_files: int | None =
 def _readable(path: Path) -> list[ProteinChain]:
     try:
         return read_chains(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         logger.info(f"Passed over: {error}")
         return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training.report import METRICS
+from ..utils.files import read_json
 
 
 RESULTS_FOLDER = "results"
@@ -155,7 +155,7 @@ def check_results(folder: str | os.PathLike, text: str, values: Iterable[float] 
                     f"The card states results of {name} with the SHA-256 {digest[:12]}…, but that file has changed; "
                     "write the card again."
                 )
-            numbers |= set(_numbers(json.loads(path.read_text())))
+            numbers |= set(_numbers(read_json(path)))
         for row in rows:
             for text_of_number in _NUMBER.findall(" ".join(row.strip("|").split(" | ")[1:])):
                 if not any(_rounds_to(number, text_of_number) for number in numbers):
@@ -241,10 +241,7 @@ def _read(folder: Path, name: str) -> Any:
         raise ValueError(
             f"{name} is no file in {folder}. A card states results of files beside it only; add_results copies one."
         )
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+    return read_json(path)
 
 
 def _numbers(content: Any) -> Iterable[float]:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..utils.files import atomic_file
 from .trunks import tokenizer_of
 
 
@@ -86,10 +87,8 @@ def halve_stored_weights(folder: str | os.PathLike) -> None:
         name for name, tensor in halved.items() if tensor.is_floating_point() and not tensor.isfinite().all()
     ]:
         raise ValueError(f"{path}: {beyond[:3]} have numbers beyond the range of float16; leave them in float32.")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    save_file(halved, temporary, metadata={"format": "pt"})
-    temporary.chmod(path.stat().st_mode)
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        file.write(save(halved, metadata={"format": "pt"}))
 
 
 def holds_adapters(path: str | os.PathLike) -> bool:

@@ -73,10 +73,7 @@ def read_bytes(path: str | os.PathLike, expected: str, max_bytes: int | None = N
 def read_text(path: str | os.PathLike, expected: str, max_bytes: int | None = None) -> str:
     """
     Reads a whole text file: UTF-8 with or without a byte order mark whatever the locale, plain or gzipped, with lines
-    that end in LF, CRLF or CR. All line ends are LF in what is returned.
-
-    Args:
-        path, expected, max_bytes: See [`read_bytes`].
+    that end in LF, CRLF or CR. All line ends are LF in what is returned. For the arguments see [`read_bytes`].
 
     Raises:
         ValueError: See [`read_bytes`]; or the file is not UTF-8.
@@ -124,21 +121,26 @@ def read_lines(path: str | os.PathLike, expected: str) -> Iterator[str]:
         yield last
 
 
-def read_json(path: str | os.PathLike, expected: str = "a JSON file", max_bytes: int | None = None) -> Any:
+def read_json(
+    path: str | os.PathLike, expected: str = "a JSON file", max_bytes: int | None = None, kind: type = object
+) -> Any:
     """
     Reads a JSON file.
 
     Raises:
-        ValueError: See [`read_text`]; or it is not JSON, or is nested too deeply.
+        ValueError: See [`read_text`]; or it is not JSON, is nested too deeply, or is not a `kind`.
     """
     text = read_text(path, expected, max_bytes)
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); expected {expected}.") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} holds a {type(value).__name__}; expected {expected} with a {kind.__name__}.")
+    return value
 
 
-def read_yaml(path: str | os.PathLike, expected: str = "a YAML file", max_bytes: int = 256 * 1024) -> Any:
+def read_yaml(path: str | os.PathLike, expected: str = "a YAML file", max_bytes: int = 64 * 1024) -> Any:
     """
     Reads a YAML file with plain values only, and without merge keys (`<<`).
 
@@ -274,10 +276,7 @@ def _opened(path: str | os.PathLike, expected: str) -> Iterator[BinaryIO]:
 
 
 def file_problem(path: str | os.PathLike) -> str | None:
-    """
-    Why a path is not that of a file that can be opened without waiting, to be put after its name: `"does not exist"`,
-    `"is a folder"`; `None` where there is nothing to say against it.
-    """
+    """Why a path is not that of a file that opens at once, in words to put after its name; `None` where it is one."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
@@ -286,10 +285,13 @@ def file_problem(path: str | os.PathLike) -> str | None:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             return "does not exist"
         return f"cannot be read ({getattr(error, 'strerror', error)})"
-    # Opening a pipe or a device may wait forever.
-    if not stat.S_ISREG(mode):
-        return "is a folder" if stat.S_ISDIR(mode) else "is a pipe, a device or a socket"
-    return None
+    return _special_kind(mode)  # opening a pipe or a device may wait forever
+
+
+def _special_kind(mode: int) -> str | None:
+    if stat.S_ISREG(mode):
+        return None
+    return "is a folder" if stat.S_ISDIR(mode) else "is a pipe, a device or a socket"
 
 
 def _chunks(file: BinaryIO, path: str | os.PathLike) -> Iterator[bytes]:
@@ -371,9 +373,8 @@ def _mode_of(path: Path) -> int | None:
         mode = os.stat(path).st_mode
     except OSError:
         return None
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
-        raise ValueError(f"{path} is {kind} and cannot be replaced by a file; give the name of a file.")
+    if kind := _special_kind(mode):
+        raise ValueError(f"{path} {kind} and cannot be replaced by a file; give the name of a file.")
     return stat.S_IMODE(mode)
 
 

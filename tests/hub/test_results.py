@@ -75,7 +75,7 @@ def test_results_of_an_evaluation_are_added(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ({"accuracy": 0.5}, "no results that are known"),
         ([], "no results that are known"),
         ([{"task": "a", "dataset": "b", "metric": "c"}], "expected a dict with task, dataset, metric, value"),

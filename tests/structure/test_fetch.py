@@ -319,10 +319,10 @@ def test_the_script(server, mmcif, tmp_path, main, capsys, monkeypatch):
     assert "404" in rows[1][2] and rows[2][3] == f"{server.url}/api/prediction/P00520"
     assert "'nonsense' is no id; expected a PDB id such as 1abc" in rows[3][2]
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO("1ABC\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1ABC\n")))
     assert main(*options, "--file", "-", "--report", tmp_path / "why.tsv") == 0
     assert "1 entries: 0 fetched, 1 were there, 0 could not be had" in capsys.readouterr().out
     assert (tmp_path / "why.tsv").read_text() == "id\tsource\treason\turl\n"
-    for arguments, message in (((), "nothing to fetch"), (("--file", tmp_path / "none"), "is no file")):
+    for arguments, message in (((), "nothing to fetch"), (("--file", tmp_path / "none"), "does not exist")):
         assert main(*options, *arguments) == 2
         assert message in capsys.readouterr().err
