@@ -19,7 +19,7 @@ CHAIN_CHOICES = ("all", "first", "longest")
 
 def resolve_structures(structures: Any, left_out: list[dict[str, str]] | None = None) -> list[Path]:
     """
-    Files meant by a path, a folder (searched recursively, links to other folders are not followed), a glob or a list
+    Files meant by a path, a folder (searched with its sub-folders, but for hidden ones and links), a glob or a list
     of these: sorted, each once.
 
     Args:
@@ -80,6 +80,7 @@ def _files_below(folder: str, problems: list[tuple[str, str]]) -> Iterator[Path]
         problems.append((_shown(error.filename), f"cannot be read ({error.strerror})"))
 
     for root, folders, files in os.walk(folder, onerror=refused):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         named = (os.path.join(root, name) for name in folders + files if name.lower().endswith(STRUCTURE_SUFFIXES))
         yield from _usable(named, problems)
 

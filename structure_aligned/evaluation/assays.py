@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,7 +230,7 @@ def _find_wild_type(path: Path, columns: list[str], row: dict[str, str], offset:
         raise ValueError(f"There is no {beside} and no column mutated_sequence in {path}; give wild_type.")
     letters = list(row["mutated_sequence"])
     for part in row["mutant"].split(":"):
-        if part[1:-1].isdigit() and 0 <= int(part[1:-1]) - offset < len(letters):
+        if re.fullmatch("[0-9]{1,9}", part[1:-1]) and 0 <= int(part[1:-1]) - offset < len(letters):
             letters[int(part[1:-1]) - offset] = part[0]
     return "".join(letters)
 

@@ -23,7 +23,7 @@ MAJORITY = "eval_token_accuracy_majority"
 """In `eval_results.json`: the accuracy of always predicting the most frequent 3Di token."""
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-_FILE = re.compile(r"\[`([^`]+)`\]\([^)]*\) \(SHA-256 `([0-9a-f]{64})`\)")
+_FILE = re.compile(r"\[`([^`]+)`\]\([^()]*\) \(SHA-256 `([0-9a-f]{64})`\)")
 _SECTION = re.compile(r"^## Results\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -156,9 +156,13 @@ def check_results(folder: str | os.PathLike, text: str, values: Iterable[float] 
                     "write the card again."
                 )
             numbers |= set(_numbers(read_json(path)))
+        rounded: dict[str, set[str]] = {}  # by the way in which the card prints them
         for row in rows:
             for text_of_number in _NUMBER.findall(" ".join(row.strip("|").split(" | ")[1:])):
-                if not any(_rounds_to(number, text_of_number) for number in numbers):
+                form = _form_of(text_of_number)
+                if form not in rounded:
+                    rounded[form] = {f"{number:{form}}" for number in numbers}
+                if text_of_number.removeprefix("+") not in rounded[form]:
                     raise ValueError(
                         f"The card states {text_of_number} in {row!r}, a number that is in none of the files that it "
                         "names; results come from files only."
@@ -252,10 +256,10 @@ def _numbers(content: Any) -> Iterable[float]:
     return [number for one in content for number in _numbers(one)]
 
 
-def _rounds_to(number: float, text: str) -> bool:
+def _form_of(text: str) -> str:
+    """How to format a number with as many decimals as the text of one has."""
     mantissa, _, exponent = text.partition("e")
-    decimals = len(mantissa.partition(".")[2])
-    return f"{number:.{decimals}{'e' if exponent else 'f'}}" == text.removeprefix("+")
+    return f".{len(mantissa.partition('.')[2])}{'e' if exponent else 'f'}"
 
 
 def _cell(text: str) -> str:
