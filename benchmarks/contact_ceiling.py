@@ -24,6 +24,7 @@ from structure_aligned.data.builder import resolve_structures
 from structure_aligned.evaluation.contact_heads import MIN_SEPARATION, LabelledPairs
 from structure_aligned.evaluation.contacts import CONTACT_THRESHOLD, contact_map
 from structure_aligned.evaluation.trunk_outputs import ResidueAttention, attention_shape
+from structure_aligned.utils.files import write_text
 
 
 SCALE = 30.0  # corrected maps of a few hundred residues are of the order of 1 / 100
@@ -131,8 +132,9 @@ def main() -> None:
             progress.set_postfix(loss=f"{running:.4f}", refresh=False)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-    (args.output / "ceiling.json").write_text(
-        json.dumps({"chains": len(chains), "loss": running} | {key: str(value) for key, value in vars(args).items()})
+    write_text(
+        args.output / "ceiling.json",
+        json.dumps({"chains": len(chains), "loss": running} | {key: str(value) for key, value in vars(args).items()}),
     )
     print(f"{len(chains)} chains, contact loss {running:.4f}; saved {args.output}.")
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 from transformers import (
     AutoModelForMaskedLM,
@@ -23,7 +24,7 @@ from transformers.utils import logging
 
 from ..models.alignment import AutoModelForStructureAlignment
 from ..models.trunks import trunk_digest
-from ..utils.files import atomic_file, read_bytes, read_json, write_text
+from ..utils.files import atomic_file, read_bytes, read_json, read_text, write_text
 from .card_text import render
 from .results import EVAL_FILE, RESULTS_FOLDER, check_results, file_digest, read_table
 from .run_facts import RunFacts, license_of
@@ -144,7 +145,12 @@ def check_card(folder: str | os.PathLike) -> ModelCard:
     path = Path(folder) / CARD_NAME
     if not path.is_file():
         raise ValueError(f"{folder} has no {CARD_NAME}; write one with write_model_card.")
-    card = ModelCard.load(path)
+    try:
+        card = ModelCard(read_text(path, "a model card"))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a model card ({error}); write it with write_model_card."
+        ) from error
     found = card.data.to_dict()
     for key in ("license", "library_name", "tags"):
         if not found.get(key):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.features import file_digest
 from ..training.report import METRICS
 from ..utils.files import read_json
 
@@ -120,10 +120,6 @@ def read_table(folder: str | os.PathLike, names: Iterable[str], model: str | Non
             'of an evaluation, or a list of {"task", "dataset", "metric", "value", "interval"}.'
         )
     return ResultTable("Evaluation", files, [_listed(names[0], item) for item in listed])
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def named_files(text: str) -> list[str]:

@@ -284,15 +284,18 @@ def _adapters(config: dict[str, Any]) -> str:
 
 def _stored_parameters(folder: Path) -> tuple[int | None, int | None]:
     """From the headers of safetensors files; tensors are not read."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     trunk = heads = 0
     files = sorted(folder.glob("model*.safetensors"))
     for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                size = int(np.prod(file.get_slice(name).get_shape()))
-                heads, trunk = (heads + size, trunk) if name.startswith("alignment.") else (heads, trunk + size)
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    size = int(np.prod(file.get_slice(name).get_shape()))
+                    heads, trunk = (heads + size, trunk) if name.startswith("alignment.") else (heads, trunk + size)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); save the model again.") from error
     return (trunk, heads) if files else (None, None)
 
 
@@ -301,7 +304,7 @@ def _beside(dataset: Any, name: str, read: Any) -> dict[str, Any]:
     for file in getattr(dataset, "cache_files", None) or ():
         for folder in list(Path(file["filename"]).parents)[:2]:
             if (folder / name).is_file():
-                return read(read_json(folder / name))
+                return read(read_json(folder / name, kind=dict))
     return {}
 
 

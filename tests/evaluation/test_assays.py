@@ -145,6 +145,13 @@ def test_files_that_are_wrong(write, rows, header, message):
         read_assay(write(rows, header))
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+def test_numbers_that_are_none_name_the_row(tmp_path, number):
+    (tmp_path / "scan.csv").write_text(f"mutant,DMS_score,mutated_sequence\nM{number}A,1,AKV\n")
+    with pytest.raises(ValueError, match=r"scan.csv: Row 1 .* cannot be read"):
+        read_assay(tmp_path / "scan.csv")
+
+
 def test_files_that_cannot_be_read(tmp_path):
     for name, data, message in (
         ("none", None, "none does not exist; expected a CSV"),
