@@ -41,7 +41,10 @@ def resolve_structures(structures: Any, left_out: list[dict[str, str]] | None = 
         if os.path.isdir(name):
             inside = set(_files_below(name, problems))
             if not inside and len(problems) == before:
-                raise ValueError(f"{name} holds no structure file; expected some of {', '.join(STRUCTURE_SUFFIXES)}.")
+                raise ValueError(
+                    f"{name} holds no structure file; expected some of {', '.join(STRUCTURE_SUFFIXES)}. Links to other "
+                    "folders are not followed: give those folders themselves."
+                )
             found |= inside
             continue
         matches = [name] if os.path.exists(name) else _expanded(name)
@@ -53,7 +56,7 @@ def resolve_structures(structures: Any, left_out: list[dict[str, str]] | None = 
                 f"{name} is neither a file nor a folder, and as a glob it matches no file. Check the path."
             )
         found |= files
-    for path, problem in problems:
+    for path, problem in sorted(set(problems)):  # in one order for all processes that share the work
         if left_out is None:
             raise ValueError(f"{path} {problem}. Remove it, or leave such files out with on_error='skip'.")
         left_out.append({"source": path, "reason": f"unreadable: {path} {problem}"})
@@ -62,10 +65,10 @@ def resolve_structures(structures: Any, left_out: list[dict[str, str]] | None = 
 
 def _expanded(pattern: str) -> list[str]:
     """Paths that a glob matches."""
-    if "**" not in pattern:
+    if "**" not in Path(pattern).parts:
         return glob.glob(pattern)
     # The `glob` module follows links to folders, and those to a folder above themselves in ever more ways.
-    path = Path(f"{pattern}/*" if pattern.endswith("**") else pattern)
+    path = Path(f"{pattern}/*" if Path(pattern).name == "**" else pattern)
     return [
         str(match)
         for match in Path(path.anchor).glob(str(path.relative_to(path.anchor)))
