@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 from datasets.utils import logging, tqdm
 
-from ..utils.files import read_json, write_json
+from ..utils.files import MAX_BYTES, read_json, write_json
 from .features import (
     CHAIN_VERSION,
     EMBEDDING_VERSION,
@@ -244,7 +244,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         """Of the last build, also when the dataset was there already."""
         stored = Path(self.cache_dir) / REPORT_NAME
         if self._report.files == 0 and stored.exists():
-            self._report = BuildReport(**read_json(stored))
+            self._report = BuildReport(**read_json(stored, max_bytes=MAX_BYTES))
         return self._report
 
     def _make_split_generators_kwargs(self, prepare_split_kwargs: dict[str, Any]) -> dict[str, Any]:

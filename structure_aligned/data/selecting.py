@@ -42,8 +42,8 @@ def resolve_structures(structures: Any, left_out: list[dict[str, str]] | None = 
             inside = set(_files_below(name, problems))
             if not inside and len(problems) == before:
                 raise ValueError(
-                    f"{name} holds no structure file; expected some of {', '.join(STRUCTURE_SUFFIXES)}. Links to other "
-                    "folders are not followed: give those folders themselves."
+                    f"{name} holds no structure file; expected some of {', '.join(STRUCTURE_SUFFIXES)}. Links to "
+                    "other folders are not followed: give those folders themselves."
                 )
             found |= inside
             continue
@@ -58,7 +58,9 @@ def resolve_structures(structures: Any, left_out: list[dict[str, str]] | None = 
         found |= files
     for path, problem in sorted(set(problems)):  # in one order for all processes that share the work
         if left_out is None:
-            raise ValueError(f"{path} {problem}. Remove it, or leave such files out with on_error='skip'.")
+            raise ValueError(
+                f"{path} {problem}. Remove it, or leave such files out where there is an option on_error='skip'."
+            )
         left_out.append({"source": path, "reason": f"unreadable: {path} {problem}"})
     return sorted(found)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.files import read_json, write_text
+from ..utils.files import MAX_BYTES, read_json, write_text
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -72,7 +72,7 @@ class ResultStore:
         """`None` where there is none, or one that is damaged or of something else: it is then computed again."""
         path = self.path(task, depends_on)
         try:
-            content = read_json(path)
+            content = read_json(path, max_bytes=MAX_BYTES)
         except ValueError:
             return None
         return content if isinstance(content, dict) and content.get("depends_on") == plain(depends_on) else None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.ranks import remove_temporary
-from ..utils.files import read_json, write_json
+from ..utils.files import MAX_BYTES, read_json, write_json
 from .embedding_files import MANIFEST_NAME
 from .fasta import FastaRecord, clean_sequence, read_fasta
 
@@ -77,7 +77,7 @@ class EmbeddingPlan:
 
     def task(self, number: int) -> tuple[list[str], list[str]]:
         """Ids and sequences of a file."""
-        stored = read_json(self._task_path(number))
+        stored = read_json(self._task_path(number), max_bytes=MAX_BYTES)
         return stored["ids"], stored["sequences"]
 
     def make(

@@ -11,9 +11,11 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -126,6 +128,12 @@ def fetch_structures(
     downloader = Downloader(**options)
     archive = _Archive(Path(folder), downloader, pdb_url.rstrip("/"), afdb_url.rstrip("/"), afdb_version)
     archive.work.mkdir(parents=True, exist_ok=True)
+    for other in archive.folder.glob(
+        f"{_WORK_FOLDER}*"
+    ):  # of a killed call, when nothing has happened there for a day
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(other)
     results: dict[str, FetchResult] = {}
     try:
         with ThreadPoolExecutor(max_connections) as pool:

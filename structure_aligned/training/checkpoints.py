@@ -10,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..utils.files import read_json
+from ..utils.files import MAX_BYTES, read_json
 
 
 logger = logging.get_logger(__name__)
@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 def is_complete(checkpoint: Path) -> bool:
     """Whether the Trainer finished it: its own state is what it writes last."""
     try:
-        read_json(checkpoint / TRAINER_STATE_NAME)
+        read_json(checkpoint / TRAINER_STATE_NAME, max_bytes=MAX_BYTES)
     except ValueError:
         return False
     return True

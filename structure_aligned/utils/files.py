@@ -122,7 +122,7 @@ def read_lines(path: str | os.PathLike, expected: str) -> Iterator[str]:
 
 
 def read_json(
-    path: str | os.PathLike, expected: str = "a JSON file", max_bytes: int | None = None, kind: type = object
+    path: str | os.PathLike, expected: str = "a JSON file", max_bytes: int = 64 * 1024**2, kind: type = object
 ) -> Any:
     """
     Reads a JSON file.

@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import io
 import json
+import os
 import sys
 import threading
 import time
@@ -322,6 +323,14 @@ def test_two_calls_in_one_folder_do_not_disturb_each_other(server, mmcif, tmp_pa
         patch.setattr(fetch._Archive, "_kept_pdb", lambda self, code: [])
         assert fetched(server, ["1abc"], tmp_path).results[0].status == "fetched"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1abc.cif.gz", "2abc.cif.gz"]
+
+
+def test_what_killed_calls_left_is_removed_after_a_day(server, tmp_path):
+    for name, age in ((".fetching", 100_000), (".fetching-old", 100_000), (".fetching-new", 1000)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    fetched(server, [], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".fetching-new"]
 
 
 def test_an_id_that_is_not_text_is_reported(server, tmp_path):
