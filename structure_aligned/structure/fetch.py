@@ -128,9 +128,8 @@ def fetch_structures(
     downloader = Downloader(**options)
     archive = _Archive(Path(folder), downloader, pdb_url.rstrip("/"), afdb_url.rstrip("/"), afdb_version)
     archive.work.mkdir(parents=True, exist_ok=True)
-    for other in archive.folder.glob(
-        f"{_WORK_FOLDER}*"
-    ):  # of a killed call, when nothing has happened there for a day
+    for other in archive.folder.glob(f"{_WORK_FOLDER}*"):
+        # What has not changed for a day is of a call that was killed.
         with suppress(OSError):
             if time.time() - other.stat().st_mtime > 24 * 3600:
                 shutil.rmtree(other)
