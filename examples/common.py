@@ -7,7 +7,6 @@ from typing import Any
 
 import datasets
 import torch
-import yaml
 from closing import ClosingTable, structure_files
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -26,6 +25,7 @@ from structure_aligned.hub.cards import ModelCardCallback
 from structure_aligned.hub.results import BEFORE_FILE, EVAL_FILE, MAJORITY
 from structure_aligned.training.output_folder import check_output_dir, checkpoint_to_resume, clear_output_dir
 from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.files import read_yaml
 from structure_aligned.utils.numbers import check_options
 
 
@@ -81,8 +81,10 @@ def parse_arguments(
     if not paths and not any(option.split("=")[0] in ("--structures", "--dataset") for option in argv):
         paths = [] if without_data is None else [without_data]
     for path in paths:
-        options = yaml.safe_load(path.read_text()) or {}
-        if unknown := sorted(set(options) - {action.dest for action in parser._actions}):
+        options = read_yaml(path, "a file of options") or {}
+        if not isinstance(options, dict):
+            raise ValueError(f"{path} holds a {type(options).__name__}; expected lines of `option: value`.")
+        if unknown := sorted(map(str, set(options) - {action.dest for action in parser._actions})):
             raise ValueError(f"{path} has unknown options {unknown}; `--help` lists the known ones.")
         parser.set_defaults(**options)
     parsed = parser.parse_args_into_dataclasses(argv)

@@ -13,10 +13,13 @@ could not be had, and why, is written to fetch_report.tsv; the exit code is then
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from structure_aligned.structure.downloading import USER_AGENT
 from structure_aligned.structure.fetch import AFDB_URL, PDB_URL, REPORT_NAME, fetch_structures, split_ids
+from structure_aligned.utils.files import read_lines
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -39,10 +42,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_ids(path: str) -> list[str]:
-    if path != "-" and not Path(path).is_file():
-        raise ValueError(f"{path} is no file; give a file of ids, or - for the standard input.")
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-    return [one for line in text.splitlines() for one in split_ids(line)]
+    lines = read_lines(path, "a file of ids, or - for the standard input")
+    return [one for line in lines for one in split_ids(line)]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,13 +65,9 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.failed else 0
 
 
+@partial(clean_errors, code=2)
 def main(argv: list[str] | None = None) -> None:
-    try:
-        code = run(parse_arguments(argv))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+    sys.exit(run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Ends with what linear probes read from its embeddings on the validation chains, 
 same size, and a folder that `--pgnn` of examples/prepare.py and examples/train.py takes.
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -31,6 +30,8 @@ from structure_aligned.training.output_folder import (
     checkpoint_to_resume,
     clear_output_dir,
 )
+from structure_aligned.utils.files import write_json
+from structure_aligned.utils.scripts import clean_errors
 
 
 SUMMARY_NAME = "pretraining.json"
@@ -118,7 +119,7 @@ def main() -> None:
         "probes": probes,
         "options": vars(args),
     }
-    (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY_NAME, summary)
     print(f"{'probe, validation chains':28}{'untrained':>12}{'pre-trained':>14}")
     for name in PROBES:
         print(f"{name:28}{probes['untrained'][name]:12.3f}{probes['pre-trained'][name]:14.3f}")
@@ -126,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

@@ -7,7 +7,6 @@ Further options are the Trainer's. Ends with the perplexity on held-out proteins
 `AutoModelForMaskedLM` loads and examples/train.py aligns (`--model_name_or_path outputs/pretrained`).
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -47,7 +46,9 @@ from structure_aligned.training.output_folder import (
     clear_output_dir,
 )
 from structure_aligned.training.pretrained import load_language_model, load_tokenizer
+from structure_aligned.utils.files import write_json
 from structure_aligned.utils.numbers import check_options
+from structure_aligned.utils.scripts import clean_errors
 
 
 SUMMARY_NAME = "pretraining.json"
@@ -213,7 +214,7 @@ def main() -> None:
         **held_out_perplexity(args.output_dir, data["validation"], data_args.perplexity_proteins),
         "options": vars(model_args) | {"max_length": data_args.max_length} | changed_options(args),
     }
-    (Path(args.output_dir) / SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(Path(args.output_dir) / SUMMARY_NAME, summary)
     print(f"Held-out perplexity {summary['perplexity']:.2f}; saved {args.output_dir}.")
 
 
@@ -223,4 +224,4 @@ def changed_options(args: PretrainingArguments) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

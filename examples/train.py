@@ -39,6 +39,7 @@ from structure_aligned import (
 from structure_aligned.data.seen import RECORD_NAME, training_chains_of
 from structure_aligned.training.adapters import add_lora, four_bit_config
 from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.scripts import clean_errors
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
@@ -180,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

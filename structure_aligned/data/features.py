@@ -247,11 +247,14 @@ def decode_reference_losses(row: dict[str, Any]) -> np.ndarray:
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        state = hashlib.sha256()
-        while block := file.read(1 << 20):
-            state.update(block)
+    """SHA-256 of a file's bytes; a `ValueError` where it has gone or may not be read."""
+    state = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                state.update(block)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
     return state.hexdigest()
 
 

@@ -213,6 +213,7 @@ def test_mutants_are_read():
         ("K2A:", r"Row 2 .* cannot be read at ''"),
         ("p.Lys2Ala", r"Row 2 .* cannot be read"),
         ("K²A", r"Row 2 .* cannot be read"),
+        (f"K{'9' * 5000}A", r"Row 2 \('K9{78}…\) cannot be read at 'K9{78}…; expected"),
         ("", r"Row 2 \(''\) has no mutant; expected one like A24G, or WT"),
         (None, r"Row 2 \(None\) has no mutant"),
     ],
