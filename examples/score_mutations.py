@@ -21,8 +21,8 @@ from structure_aligned.evaluation.fitness import STRATEGIES, score_mutations
 from structure_aligned.evaluation.mutants import parse_mutants
 from structure_aligned.inference.fasta import read_single_fasta
 from structure_aligned.training.pretrained import load_language_model, load_tokenizer
-from structure_aligned.utils.files import read_table, write_table
 from structure_aligned.utils.scripts import clean_errors
+from structure_aligned.utils.tables import read_table, write_table
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

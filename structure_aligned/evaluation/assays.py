@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..inference.fasta import read_single_fasta
-from ..utils.files import read_table
+from ..utils.tables import read_table
 from .fitness import score_mutations
 from .mutants import mutated_sequence, parse_mutants
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import errno
-import gzip
 import io
 import itertools
 import json
@@ -14,8 +12,7 @@ import stat
 import sys
 import uuid
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,9 +25,6 @@ MAX_BYTES = 1024**3
 
 MAX_LINE = 64 * 1024**2
 """Longer lines are refused where a file of any size is read line by line."""
-
-MAX_CELLS = 10_000_000
-"""Tables of more cells are refused: a short cell takes fifty times its bytes in memory."""
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -167,54 +161,6 @@ class _PlainLoader(yaml.SafeLoader):
         """Merge keys are not expanded: a few lines of them can multiply to gigabytes."""
 
 
-def read_table(
-    path: str | os.PathLike, expected: str = "a CSV with a header"
-) -> tuple[list[str], list[dict[str, str]]]:
-    """
-    Reads a CSV file, every cell as the text that it is.
-
-    Returns:
-        `tuple[list[str], list[dict[str, str]]]`: The columns, and the rows in order.
-
-    Raises:
-        ValueError: See [`read_lines`]; or there is no row, a column comes twice, or a row (counted from 1 after the
-            header) does not fit the header.
-    """
-    # Strict, because a quotation mark that is never closed would silently take the following rows into its cell.
-    reader = csv.DictReader(_table_lines(path, expected), strict=True)
-    rows: list[dict[str, str]] = []
-    try:
-        columns = list(reader.fieldnames or [])
-        if twice := sorted(column for column, count in Counter(columns).items() if count > 1):
-            raise ValueError(f"{path} has the column {twice[0]!r} more than once; rename one of them.")
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"{path}: row {len(rows) + 1} does not have the {len(columns)} cells of the header.")
-            if len(rows) * len(columns) > MAX_CELLS:
-                raise ValueError(f"{path} has more than {MAX_CELLS:,} cells; expected {expected}. Split it.")
-            rows.append(row)
-    except csv.Error as error:
-        raise ValueError(f"{path}: row {len(rows) + 1} cannot be read ({error}); expected {expected}.") from error
-    if not rows:
-        raise ValueError(f"{path} has no rows; expected {expected} and at least one row.")
-    return columns, rows
-
-
-def write_table(path: str | os.PathLike, columns: list[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a CSV file atomically, gzipped where its name ends in .gz."""
-    with atomic_file(path) as file:
-        packed = str(path).lower().endswith(".gz")
-        binary = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) if packed else file
-        text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text.flush()
-        text.detach()
-        if packed:
-            binary.close()
-
-
 @contextmanager
 def atomic_file(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
     """
@@ -347,17 +293,6 @@ def _chunks(file: BinaryIO, path: str | os.PathLike) -> Iterator[bytes]:
         ) from error
     except OSError as error:
         raise ValueError(f"{name} cannot be read ({error.strerror}); copy it again.") from error
-
-
-def _table_lines(path: str | os.PathLike, expected: str) -> Iterator[str]:
-    size = 0
-    for number, line in enumerate(read_lines(path, expected), 1):
-        size += len(line) + 1
-        if size > MAX_BYTES:
-            raise ValueError(f"{path} holds more than {MAX_BYTES:,} characters; expected {expected}. Split it.")
-        if "\0" in line:
-            raise ValueError(f"{path}, line {number}: it holds a NUL character; expected {expected}.")
-        yield line + "\n"
 
 
 def _text_decoder() -> io.IncrementalNewlineDecoder:

@@ -15,20 +15,19 @@ import tracemalloc
 
 import pytest
 
-from structure_aligned.utils import files
+from structure_aligned.utils import files, tables
 from structure_aligned.utils.files import (
     atomic_file,
     file_problem,
     read_bytes,
     read_json,
     read_lines,
-    read_table,
     read_text,
     read_yaml,
     write_json,
-    write_table,
     write_text,
 )
+from structure_aligned.utils.tables import read_table, write_table
 
 
 EMPTY_MEMBER = gzip.compress(b"", mtime=0)
@@ -74,7 +73,8 @@ def test_standard_input(monkeypatch):
 def test_the_locale_does_not_matter(tmp_path, value):
     path = write(tmp_path, "Å,é\n1,ü\n".encode())
     code = f"""
-        from structure_aligned.utils.files import read_table, read_text, write_text
+        from structure_aligned.utils.files import read_text, write_text
+        from structure_aligned.utils.tables import read_table
         assert read_text({str(path)!r}, "text") == "\\xc5,\\xe9\\n1,\\xfc\\n"
         assert read_table({str(path)!r}) == (["\\xc5", "\\xe9"], [{{"\\xc5": "1", "\\xe9": "\\xfc"}}])
         write_text({str(tmp_path / "out")!r}, "\\xe9 \\udcff")
@@ -277,11 +277,11 @@ def test_broken_tables(tmp_path, text, message):
 def test_tables(tmp_path, monkeypatch):
     path = write(tmp_path, '\ufeffa,"b,c"\r\n1,"two\r\nlines"\r\n\r\nNA,\r\n'.encode())
     assert read_table(path) == (["a", "b,c"], [{"a": "1", "b,c": "two\nlines"}, {"a": "NA", "b,c": ""}])
-    monkeypatch.setattr(files, "MAX_CELLS", 2)
+    monkeypatch.setattr(tables, "MAX_CELLS", 2)
     assert len(read_table(write(tmp_path, b"a,b\n1,2\n"))[1]) == 1
     with pytest.raises(ValueError, match="has more than 2 cells; expected a CSV with a header. Split it"):
         read_table(write(tmp_path, b"a,b\n" + b"1,2\n" * 3))
-    monkeypatch.setattr(files, "MAX_BYTES", 10)
+    monkeypatch.setattr(tables, "MAX_BYTES", 10)
     with pytest.raises(ValueError, match="holds more than 10 characters"):
         read_table(path)
 
@@ -380,7 +380,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = write(tmp_path, b"mine")
     code = f"""
         import os, signal
-        from structure_aligned.utils.files import write_table
+        from structure_aligned.utils.tables import write_table
         def rows():
             for row in range(100_000):
                 yield {{"a": row}}
