@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import gemmi
@@ -9,7 +10,6 @@ import gemmi
 from .parsed import (
     AtomLine,
     ParsedStructure,
-    is_number,
     keep_first_model,
     name_standard_residues,
     number_residues,
@@ -66,7 +66,9 @@ def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
     if block is None:
         raise ValueError("no atoms (_atom_site is missing or empty)")
     _add_optional_columns(block)
-    model_cif = any(name.lower().startswith("_ma_") for name in block.get_mmcif_category_names())
+    # gemmi's own list of categories takes a time that grows with the square of their number.
+    tags = (item.pair[0] if item.pair else item.loop.tags[0] for item in block if item.pair or item.loop)
+    model_cif = any(tag.lower().startswith("_ma_") for tag in tags)
     for category in _UNUSED_CATEGORIES:
         block.find_mmcif_category(category).erase()
     numbers = _number_mmcif_residues(block) if number_again else None
@@ -135,6 +137,6 @@ def _number_mmcif_residues(block: gemmi.cif.Block) -> list[str]:
 def _first_unread_row(block: gemmi.cif.Block) -> str | None:
     for index, row in enumerate(block.find("_atom_site.", ["Cartn_x", "Cartn_y", "Cartn_z"]), start=1):
         values = [row[i] for i in range(3)]
-        if not set(values) <= {"?", "."} and not all(is_number(value.encode()) for value in values):
+        if not set(values) <= {"?", "."} and not all(math.isfinite(gemmi.cif.as_number(value)) for value in values):
             return f"row {index} of _atom_site ({' '.join(values)!r})"
     return None

@@ -106,26 +106,27 @@ def _refuse_without_coordinates(parsed: ParsedStructure, name: str, rows: list[i
 def _find_polymers(parsed: ParsedStructure) -> None:
     """Sets the entity type of each residue: by the file's entities, its TER records, or gemmi's heuristics."""
     model = parsed.structure[0]
+    _check_runs(model)
     if parsed.labelled:
         parsed.structure.merge_chain_parts()
         parsed.structure.add_entity_types()
         if any(residue.subchain == "" for chain in model for residue in chain):
             parsed.structure.assign_subchains(False)
         return
-    seen: set[str] = set()
-    later: list[gemmi.Chain] = []
-    for chain, ended in zip(model, _ended_runs(parsed)):
+    before: dict[str, int | None] = {}  # the run that a later one of the same id may go on; none after a TER
+    later: list[tuple[int, int | None]] = []
+    for run, (chain, ended) in enumerate(zip(model, _ended_runs(parsed))):
         if ended:
             _set_type(chain, gemmi.EntityType.Polymer)
             if not has_ca(chain[-1]):
                 _leave_out_ligands(chain)
-        elif chain.name in seen:
+        elif chain.name in before:
             _set_type(chain, gemmi.EntityType.NonPolymer)
-            later.append(chain)
-        seen.add(chain.name)
+            later.append((run, before[chain.name]))
+        before[chain.name] = None if ended or before.get(chain.name, run) is None else run
     parsed.structure.add_entity_types()
-    for chain in later:
-        _restore_polymer(chain)
+    for run, previous in later:
+        _restore_polymer(model[run], None if previous is None else model[previous][-1])
     parsed.structure.assign_subchains(True)
 
 
@@ -155,13 +156,31 @@ def _closed_runs(parsed: ParsedStructure) -> list[bool]:
     return closed
 
 
-def _restore_polymer(chain: gemmi.Chain) -> None:
+def _check_runs(model: gemmi.Model) -> None:
+    """Raises where other chains stand between the atoms of an amino acid."""
+    last: dict[str, gemmi.Residue] = {}
+    for chain in model:
+        one, other = last.get(chain.name, chain[-1]), chain[0]
+        same = one.seqid == other.seqid and one.name == other.name and one.het_flag == other.het_flag == "A"
+        if same and chain.name in last and not {atom.name for atom in one} & {atom.name for atom in other}:
+            raise ValueError(
+                f"atoms of other chains stand between those of residue {one.name} {one.seqid} of chain "
+                f"{chain.name!r}; sort the atoms by chain and residue"
+            )
+        last[chain.name] = chain[-1]
+
+
+def _restore_polymer(chain: gemmi.Chain, before: gemmi.Residue | None) -> None:
     """
     Marks as polymer what a run that follows on a chain of the same id holds of proteins.
 
-    That is from the first to the last of the ATOM records' amino acids that are bonded to another. Amino acids that
-    stand alone, or that are HETATM records, are ligands.
+    That is from the first to the last of the ATOM records' amino acids that are bonded to another, or to the residue
+    `before` the run. Amino acids that stand alone, or that are HETATM records, are ligands.
     """
+    first = chain[0]
+    if before and before.entity_type == gemmi.EntityType.Polymer and first.het_flag == "A":
+        if all(residue.find_atom("CA", "*") for residue in (before, first)) and _are_bonded(before, first):
+            first.entity_type = gemmi.EntityType.Polymer
     peptides = [i for i, residue in enumerate(chain) if residue.find_atom("CA", "*") and len(residue) > 1]
     bonded = [(i, j) for i, j in itertools.pairwise(peptides) if _are_bonded(chain[i], chain[j])]
     polymer = sorted({i for pair in bonded if any(chain[k].het_flag == "A" for k in pair) for i in pair})

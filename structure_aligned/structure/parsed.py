@@ -9,7 +9,6 @@ being marked as an alternative gives it away, and the residues are numbered agai
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -69,13 +68,6 @@ class AtomLine(NamedTuple):
     name: str
     position: tuple
     line: str
-
-
-def is_number(text: bytes) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def keep_first_model(structure: gemmi.Structure) -> None:

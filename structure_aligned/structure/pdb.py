@@ -12,7 +12,6 @@ from .components import simulated_parent
 from .parsed import (
     AtomLine,
     ParsedStructure,
-    is_number,
     keep_first_model,
     name_standard_residues,
     number_residues,
@@ -25,12 +24,13 @@ _PDB_ATOM = re.compile(rb"\n(?:ATOM|HETA)", re.IGNORECASE)
 # their columns. A case-insensitive, multi-line pattern would take three times as long.
 _PDB_ODD_ATOM = re.compile(
     rb"\n(?:[Aa][Tt][Oo][Mm]|[Hh][Ee][Tt][Aa]).{16}"
-    rb"(?! .(?:[ \-\d]{3}\d|[A-Za-z][\dA-Za-z]{3})....(?:[ \-\d]{3}\d\.\d{3}){3})[^\n]*"
+    rb"(?! .(?:(?:   |  [\-\d]| [\-\d]\d|[\-\d]\d\d)\d|[A-Za-z][\dA-Za-z]{3})...."
+    rb"(?:(?:   |  [\-\d]| [\-\d]\d|[\-\d]\d\d)\d\.\d{3}){3})[^\n]*"
 )
 _PDB_SEGMENT = re.compile(rb"(\n(?:ATOM|HETA).{68})[^\n]{1,4}", re.IGNORECASE)
 _LONG_SERIAL = re.compile(rb"(\n(?:ATOM  |HETATM))\d*(\d{5})( .*)", re.IGNORECASE)
-_RESIDUE_NUMBER = re.compile(rb"[ \-\d]{3}\d|[A-Za-z][\dA-Za-z]{3}|    ")
-_COORDINATE = re.compile(rb" *[+-]?\d+\.\d* *|\s*")
+_RESIDUE_NUMBER = re.compile(rb"(?= *-?\d+\Z).{4}|[A-Za-z][\dA-Za-z]{3}|    ")
+_COORDINATE = re.compile(rb" *[+-]?\d+\.?\d* *")  # gemmi stops at whatever else there is
 
 
 def parse_pdb(data: bytes, number_again: bool = False) -> ParsedStructure:
@@ -87,6 +87,11 @@ def _read_pdb(data: bytes) -> tuple[gemmi.Structure, frozenset[int]]:
         end = re.search(rb"\nEND[ \r\n]", data)
         where = f", the others stand after the END in line {_line_number(data, end.start() + 1)}" if end else ""
         raise ValueError(f"only {found} of its {expected} atom lines can be read{where}")
+    # Where a file that lacks its last line end was put before another. Remarks may hold the words too.
+    if data.count(b"ATOM  ") + data.count(b"HETATM") > expected:
+        joined = re.search(rb"\n(?:ATOM  |HETATM)[^\n]*(?:ATOM  |HETATM)[ \d]{5} ", data)
+        if joined:
+            raise ValueError(f"line {_line_number(data, joined.start() + 1)} holds more than one atom record")
     return structure, frozenset(ends)
 
 
@@ -141,7 +146,7 @@ class _LineMender:
                 "to 26"
             )
         fields = [line[start : start + 8] for start in (31, 39, 47)]
-        if all(is_number(part) for part in fields):
+        if all(_COORDINATE.fullmatch(part) for part in fields):
             return line
         self.unread = self.unread or self._place(match)
         return line[:31] + b"     nan" * 3 + line[55:]
