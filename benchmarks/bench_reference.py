@@ -18,7 +18,6 @@ import datasets
 import numpy as np
 import torch
 from scipy.stats import bootstrap, spearmanr
-from transformers import AutoTokenizer
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
@@ -28,6 +27,7 @@ from structure_aligned import (
     attach_reference_losses,
     select_residues,
 )
+from structure_aligned.training.pretrained import load_tokenizer
 from structure_aligned.training.reference import PrecomputedReference
 from structure_aligned.training.running import SELECTED_LOSSES
 
@@ -58,7 +58,7 @@ def make_trainer(arguments, rows, reference=None, **options):
             reference_allow_seen=True,
             **options,
         ),
-        DataCollatorForStructureAlignment(AutoTokenizer.from_pretrained(arguments.model)),
+        DataCollatorForStructureAlignment(load_tokenizer(arguments.model)),
         reference_model=reference,
         train_dataset=rows,
     )

@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForMaskedLM, AutoTokenizer, get_scheduler, set_seed
+from transformers import AutoModelForMaskedLM, get_scheduler, set_seed
 
 from structure_aligned import ProteinChain, read_chains
 from structure_aligned.data.builder import resolve_structures
 from structure_aligned.evaluation.contact_heads import MIN_SEPARATION, LabelledPairs
 from structure_aligned.evaluation.contacts import CONTACT_THRESHOLD, contact_map
 from structure_aligned.evaluation.trunk_outputs import ResidueAttention, attention_shape
+from structure_aligned.models.weights import load_whole
+from structure_aligned.training.pretrained import load_tokenizer
 
 
 SCALE = 30.0  # corrected maps of a few hundred residues are of the order of 1 / 100
@@ -104,8 +106,8 @@ def main() -> None:
         report = json.loads(args.exclude.read_text())
         excluded = {chain for one in report["results"]["contacts"].values() for chain in one["fitted_on"]}
     chains = read_training_chains(args.structures, excluded)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForMaskedLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = load_tokenizer(args.model)
+    model = load_whole(AutoModelForMaskedLM, args.model, dtype=torch.float32, attn_implementation="eager")
     weight = torch.nn.Parameter(0.02 * torch.randn(attention_shape(model)))
     bias = torch.nn.Parameter(torch.tensor(-3.5))  # a contact in some thirty pairs
     optimizer = torch.optim.AdamW(

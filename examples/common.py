@@ -9,7 +9,7 @@ import datasets
 import torch
 import yaml
 from closing import ClosingTable, structure_files
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
@@ -24,6 +24,8 @@ from structure_aligned import (
 )
 from structure_aligned.hub.cards import ModelCardCallback
 from structure_aligned.hub.results import BEFORE_FILE, EVAL_FILE, MAJORITY
+from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.numbers import check_options
 
 
 @dataclass
@@ -82,7 +84,10 @@ def parse_arguments(
         if unknown := sorted(set(options) - {action.dest for action in parser._actions}):
             raise ValueError(f"{path} has unknown options {unknown}; `--help` lists the known ones.")
         parser.set_defaults(**options)
-    return parser.parse_args_into_dataclasses(argv)
+    parsed = parser.parse_args_into_dataclasses(argv)
+    for options in parsed:
+        check_options(vars(options))
+    return parsed
 
 
 def start_process(training_args: StructureAlignmentTrainingArguments) -> None:
@@ -130,7 +135,7 @@ def load_model(
         model = AutoModelForStructureAlignment.from_pretrained(
             args.model_name_or_path, structure_alignment=heads, **options
         )
-        return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
+        return model, load_tokenizer(args.model_name_or_path, model)
     sizes = (args.num_hidden_layers, args.hidden_size, args.num_attention_heads)
     config, tokenizer = fresh_trunk(args.model_type, *sizes, structure_alignment=heads)
     return AutoModelForStructureAlignment.from_config(config, **options), tokenizer

@@ -22,7 +22,6 @@ import argparse
 import sys
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import structure_aligned  # noqa: F401 (registers AMPLIFY)
 from structure_aligned.data.ranks import launched_ranks
@@ -30,6 +29,7 @@ from structure_aligned.inference.embedding_files import FORMATS
 from structure_aligned.inference.embedding_folder import SHARD_RESIDUES, EmbeddingReport, embed_fasta
 from structure_aligned.inference.embedding_plan import DUPLICATES
 from structure_aligned.inference.embeddings import POOLINGS
+from structure_aligned.training.pretrained import load_language_model, load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -76,13 +76,13 @@ def run(args: argparse.Namespace) -> None:
     device = args.device
     if device is None:
         device = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForMaskedLM.from_pretrained(args.model, dtype=getattr(torch, args.compute_dtype)).to(device)
+    model = load_language_model(args.model, getattr(torch, args.compute_dtype), lm_head=False).to(device)
     names = ("format", "pooling", "layer", "dtype", "max_residues", "max_tokens", "duplicates", "shard_residues")
     report = embed_fasta(
         model,
         args.fasta,
         args.output,
-        AutoTokenizer.from_pretrained(args.model),
+        load_tokenizer(args.model, model),
         rank=rank,
         world_size=world_size,
         timeout=args.timeout,
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     try:
         run(parse_arguments(argv))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

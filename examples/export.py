@@ -14,11 +14,10 @@ An ESM2 is loaded by plain Transformers: EsmForMaskedLM.from_pretrained("exporte
 import argparse
 import sys
 
-from transformers import AutoTokenizer
-
 from structure_aligned.hub.export import export_trunk
 from structure_aligned.models.folders import holds_adapters
 from structure_aligned.training.adapters import merge_adapters
+from structure_aligned.training.pretrained import load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.model,
         arguments.output,
         dtype=arguments.dtype,
-        tokenizer=AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer else None,
+        tokenizer=load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None,
         base=arguments.base,
         overwrite=arguments.overwrite,
     )

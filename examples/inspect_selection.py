@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
@@ -29,6 +29,8 @@ from structure_aligned import (
     selection_summary,
     selection_table,
 )
+from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.names import plain_text, safe_file_name
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_trainer(args: argparse.Namespace, dataset: datasets.Dataset) -> StructureAlignmentTrainer:
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = load_tokenizer(args.model)
     names = ("selection_ratio", "selection_keep", "per_device_train_batch_size", "missing_reference", "seed")
     training_args = StructureAlignmentTrainingArguments(
         output_dir=str(args.output),
@@ -85,7 +87,7 @@ def with_secondary(
     secondary = [
         None if chain is None else assign_secondary_structure(chain.coords, chain.sequence) for chain in found
     ]
-    if missing := sorted(record.id for record, chain in zip(records, found) if chain is None):
+    if missing := sorted(plain_text(record.id) for record, chain in zip(records, found) if chain is None):
         print(f"Not in --structures with this content, so without secondary structure: {', '.join(missing)}")
     return [replace(record, secondary=states) for record, states in zip(records, secondary)]
 
@@ -108,8 +110,9 @@ def main() -> None:
         records = with_secondary(records, dataset, args.structures)
     args.output.mkdir(parents=True, exist_ok=True)
     for record in records:
-        plot_selection(record, args.output / f"{record.id}.png")
-        (args.output / f"{record.id}.tsv").write_text(selection_table(record))
+        path = args.output / safe_file_name(record.id)
+        plot_selection(record, f"{path}.png")
+        Path(f"{path}.tsv").write_text(selection_table(record))
     ratio = "everything" if args.selection_keep == "all" else f"{args.selection_keep} {args.selection_ratio:.0%}"
     print(f"\nModel {args.model}, {len(records)} chains, {ratio} of each batch kept\n")
     print(selection_summary(records))

@@ -33,6 +33,7 @@ import torch
 from structure_aligned import QualityThresholds, load_pgnn
 from structure_aligned.data.ranks import launched_ranks
 from structure_aligned.data.sharding import prepare_dataset
+from structure_aligned.utils.numbers import check_options
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -103,6 +104,7 @@ def split_options(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def main() -> None:
     args = parse_arguments()
+    check_options(vars(args))
     rank, world_size, local_rank = launched_ranks()
     splits = split_options(args)
     device = args.device

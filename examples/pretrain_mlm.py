@@ -20,7 +20,6 @@ import torch
 from common import use_all_cores
 from transformers import (
     AutoModelForMaskedLM,
-    AutoTokenizer,
     HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,9 +34,13 @@ from structure_aligned import DataCollatorForStructureAlignment, fresh_trunk
 from structure_aligned.evaluation.perplexity import pseudo_perplexity
 from structure_aligned.hub.results import file_digest
 from structure_aligned.inference.fasta import clean_sequence, read_fasta
-from structure_aligned.models.folders import halve_stored_weights
+from structure_aligned.models.folders import halve_stored_weights, refuse_adapters
+from structure_aligned.models.weights import load_whole
 from structure_aligned.training.compiling import compile_trunk
+from structure_aligned.training.finite import StopsWhereNotFinite, WithRowIds
 from structure_aligned.training.loading import token_budget_loader, token_budget_sampler
+from structure_aligned.training.pretrained import load_language_model, load_tokenizer
+from structure_aligned.utils.numbers import check_options
 
 
 SUMMARY_NAME = "pretraining.json"
@@ -81,6 +84,10 @@ class PretrainingArguments(TrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator needs them."})
 
+    def __post_init__(self) -> None:
+        check_options(vars(self), ("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs"))
+        super().__post_init__()
+
 
 class MaskingCollator(DataCollatorForStructureAlignment):
     """Crops, masks and pads as the alignment does; the batch has what a masked language model takes, and no more."""
@@ -90,12 +97,16 @@ class MaskingCollator(DataCollatorForStructureAlignment):
         return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(StopsWhereNotFinite, Trainer):
     """The Trainer with batches by a budget of tokens; masks change from epoch to epoch, but not in evaluation."""
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         self.sampler = token_budget_sampler(self)
-        return token_budget_loader(self, self.sampler)
+        collator, self.data_collator = self.data_collator, WithRowIds(self.data_collator)
+        try:
+            return token_budget_loader(self, self.sampler)
+        finally:
+            self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset: datasets.Dataset | None = None) -> torch.utils.data.DataLoader:
         collator, self.data_collator = self.data_collator, self.data_collator.for_evaluation()
@@ -130,8 +141,9 @@ def load_or_make_model(model_args: ModelArguments) -> tuple[PreTrainedModel, Pre
     """The checkpoint to go on from, in float32, or a fresh model."""
     options = {} if model_args.attention is None else {"attn_implementation": model_args.attention}
     if path := model_args.model_name_or_path:
-        model = AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32, **options)
-        return model, AutoTokenizer.from_pretrained(path)
+        refuse_adapters(path)
+        model = load_whole(AutoModelForMaskedLM, path, dtype=torch.float32, **options)
+        return model, load_tokenizer(path, model)
     sizes = (model_args.num_hidden_layers, model_args.hidden_size, model_args.num_attention_heads)
     config, tokenizer = fresh_trunk(model_args.model_type, *sizes)
     if model_args.model_type.lower() == "esm":
@@ -141,7 +153,7 @@ def load_or_make_model(model_args: ModelArguments) -> tuple[PreTrainedModel, Pre
 
 def held_out_perplexity(folder: str, held_out: datasets.Dataset, proteins: int) -> dict[str, float]:
     """Pseudo-perplexity of some held-out proteins, 15 % of the residues masked at once, with its interval."""
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_language_model(folder), load_tokenizer(folder)
     chosen = np.random.default_rng(0).permutation(len(held_out))[:proteins]
     sequences = held_out.select(chosen)["sequence"][:]
     found = pseudo_perplexity(model.eval(), sequences, tokenizer, "masked", progress=True)

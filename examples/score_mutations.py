@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import structure_aligned  # noqa: F401 (registers AMPLIFY)
 from structure_aligned.evaluation.assays import fitness_metrics, read_single_fasta, read_table
 from structure_aligned.evaluation.fitness import STRATEGIES, score_mutations
 from structure_aligned.evaluation.mutants import parse_mutants
+from structure_aligned.training.pretrained import load_language_model, load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -82,13 +82,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.csv} already has a column {args.score_column!r}; choose another --score_column.")
     mutants = [row[args.mutant_column] for row in rows]
     parse_mutants(mutants, wild_type, args.offset)  # what is wrong is said before a model is loaded
-    model = AutoModelForMaskedLM.from_pretrained(args.model)
+    model = load_language_model(args.model)
     model.to("cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu")
     scores = score_mutations(
         model,
         wild_type,
         mutants,
-        AutoTokenizer.from_pretrained(args.model),
+        load_tokenizer(args.model, model),
         strategy=args.strategy,
         offset=args.offset,
         max_residues=args.max_residues,
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     try:
         run(parse_arguments(argv))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

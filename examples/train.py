@@ -20,7 +20,7 @@ from pathlib import Path
 
 import common
 import datasets
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from structure_aligned import (
     AutoModelForStructureAlignment,
@@ -34,6 +34,7 @@ from structure_aligned import (
 )
 from structure_aligned.data.seen import RECORD_NAME, training_chains_of
 from structure_aligned.training.adapters import add_lora, four_bit_config
+from structure_aligned.training.pretrained import load_tokenizer
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
@@ -156,7 +157,7 @@ def main() -> None:
         data["train"] = attach_reference_losses(
             data["train"],
             reference.to(training_args.device),
-            AutoTokenizer.from_pretrained(data_args.reference_model),
+            load_tokenizer(data_args.reference_model, reference),
             max_length=data_args.max_length,
             cache_dir=data_args.cache_dir and Path(data_args.cache_dir) / "reference_losses",
             allow_seen=allow_seen,

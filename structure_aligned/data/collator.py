@@ -184,10 +184,20 @@ class DataCollatorForStructureAlignment:
             example["structure_embeddings"] = np.zeros((len(input_ids), embedding.shape[1]), dtype=np.float32)
             # Rows that are missing are NaN; they stay zero here and residue_mask leaves them out everywhere.
             example["structure_embeddings"][residue_positions[present]] = embedding[window][present]
+            if not np.isfinite(example["structure_embeddings"]).all():
+                raise ValueError(
+                    f"{row.get('id', 'A row')} has NaN or infinity in structure_embedding at residues that "
+                    "structure_embedding_mask says have an embedding; rebuild the dataset, or leave the row out."
+                )
         if row.get("reference_losses") is not None:
             reference = decode_reference_losses(row)
             if len(reference) != len(sequence):
                 raise ValueError(self._length_message(row, "reference_losses", len(reference)))
+            if np.isinf(reference).any():
+                raise ValueError(
+                    f"{row.get('id', 'A row')} has an infinite number in reference_losses; attach them again with a "
+                    "reference model whose losses are finite."
+                )
             example["reference_losses"] = np.full((len(input_ids), reference.shape[1]), np.nan, dtype=np.float32)
             example["reference_losses"][is_residue] = reference[window]
         return example

@@ -185,7 +185,15 @@ class _Judge:
                 pool_sequence, pool_structure = (kind[foreign] for kind in self.pools[masking])
                 parts = contrastive_parts(sequence, structure, scale, pool_sequence, pool_structure)
                 found[present, 1:] += parts.double().cpu().numpy() / self.num_maskings
-        return [array.astype(np.float32) for array in losses]
+        arrays = [array.astype(np.float32) for array in losses]
+        for row, array in zip(rows, arrays):
+            labelled, present = (np.asarray(row[f"structure_{kind}_mask"]) for kind in ("token", "embedding"))
+            if not (np.isfinite(array[labelled, 0]).all() and np.isfinite(array[present, 1:]).all()):
+                raise ValueError(
+                    f"The reference model's losses of {row['id']} are not finite; give another model, or run it in "
+                    "float32 or bfloat16."
+                )
+        return arrays
 
     @torch.no_grad()
     def _projections(

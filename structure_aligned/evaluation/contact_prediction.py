@@ -81,7 +81,13 @@ def _predictions(
     head.check_model(model)
     with tqdm(total=len(sequences), desc="Contacts", unit="chain", disable=not progress) as bar:
         for batch in sequence_batches(sequences, tokenizer, max_tokens):
-            yield from zip(batch.indices, head.predict_batch(model, batch.to(model.device)))
+            for index, prediction in zip(batch.indices, head.predict_batch(model, batch.to(model.device))):
+                if not prediction.isfinite().all():
+                    raise ValueError(
+                        f"The predicted contacts of sequence {index} ({sequences[index][:20]}…) hold NaN or infinity; "
+                        "check the model's weights, or run it in float32."
+                    )
+                yield index, prediction
             bar.update(len(batch.indices))
 
 
@@ -108,11 +114,11 @@ def checkpoint_contact_head(model: PreTrainedModel) -> ContactRegression:
     else the `contact_head` of an ESM2.
 
     An ESM2's own head was fitted on the attentions of the published trunk. A warning says where the trunk has been
-    aligned since, as then the head does not fit any more; and where the head's bias is exactly 0, as that of a fresh
-    one is: Transformers makes one for checkpoints that have none, and the model does not remember.
+    aligned since, as then the head does not fit any more.
 
     Raises:
-        ValueError: There is none, as with AMPLIFY, whose checkpoints have no contact head.
+        ValueError: There is none, as with AMPLIFY, whose checkpoints have no contact head; or its bias is exactly 0,
+            as that of a fresh one is: Transformers makes one for checkpoints that have none.
     """
     folder = model.name_or_path
     if folder and (Path(folder) / f"{ContactRegression.file_name}.json").is_file():
@@ -124,9 +130,9 @@ def checkpoint_contact_head(model: PreTrainedModel) -> ContactRegression:
     linear = trunk.contact_head.regression
     alignment = getattr(trunk.config, "structure_alignment", None) or {}
     if linear.bias is not None and linear.bias.item() == 0:
-        logger.warning(
+        raise ValueError(
             f"The contact head of this {type(model).__name__} has never been fitted: its bias is exactly 0, as that "
-            f"of a fresh one. Its contacts mean nothing. {advice}"
+            f"of a fresh one, which Transformers makes where a checkpoint has none. {advice}"
         )
     elif alignment.get("pgnn") is not None:
         logger.warning(

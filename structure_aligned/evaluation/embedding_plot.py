@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..models.trunks import tokenizer_of
 from ..structure.chain import ProteinChain
 from ..structure.secondary import SECONDARY_STATES
+from ..utils.names import picture_text
 from .residue_labels import NO_LABEL, secondary_structure_labels
 from .separability import silhouettes
 from .trunk_outputs import stream_hidden_states
@@ -86,7 +87,7 @@ def plot_embedding(
         axes.scatter(*points[order].T, s=5, c=colours[order], linewidths=0, alpha=0.75)
         silhouette = silhouettes(embeddings, labels).mean()
         score = "" if np.isnan(silhouette) else f"\nmean silhouette {silhouette:.3f}"
-        axes.set_title(f"{name}{score}", fontsize=10, color=_INK)
+        axes.set_title(f"{picture_text(name)}{score}", fontsize=10, color=_INK)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_xlabel(f"{method.upper()} 1", fontsize=9, color=_INK)

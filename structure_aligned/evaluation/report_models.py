@@ -6,18 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.alignment import AutoModelForStructureAlignment
 from ..models.digest import digest_of_tensors
+from ..models.folders import holds_adapters
 from ..models.modes import without_load_report
-from ..models.trunks import tokenizer_of, trunk_digest
+from ..models.trunks import trunk_digest
+from ..models.weights import ALIGNMENT_HEADS, LM_HEADS, UNUSED_WEIGHTS, check_loaded, load_auto
+from ..training.pretrained import load_aligned_model, load_tokenizer
 
-
-_NOT_USED = ("contact_head", "pooler", "position_ids", "inv_freq")
-"""Weights that no task reads: contact heads are fitted anew for every model."""
-
-_LM_HEADS = ("lm_head", "decoder", "layer_norm_2")
 
 _NOT_OUTPUT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "structure_alignment"}
 
@@ -67,9 +64,7 @@ class LoadedCheckpoint:
     def aligned_model(self) -> PreTrainedModel:
         if self.facts.alignment_digest is None:
             raise ValueError(f"{self.facts.name} has no alignment heads.")
-        with without_load_report():
-            loaded = AutoModelForStructureAlignment.from_pretrained(self.facts.path, dtype=self.model.dtype)
-        return loaded.to(self.model.device).eval()
+        return load_aligned_model(self.facts.path, self.model.dtype).to(self.model.device).eval()
 
 
 def load_checkpoint(
@@ -80,30 +75,23 @@ def load_checkpoint(
     files are stored in must not decide between them.
 
     Raises:
-        ValueError: It is no ESM2 or AMPLIFY, or weights of its trunk are missing.
+        ValueError: It is no ESM2 or AMPLIFY, or weights of its trunk are missing or not finite.
         OSError: There is no such checkpoint.
     """
-    with without_load_report():
-        model, info = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    missing = [key for key in info["missing_keys"] if not any(part in key for part in _NOT_USED)]
-    missing_head = [key for key in missing if key.split(".")[0] in _LM_HEADS]
-    if len(missing_head) < len(missing):
-        other = sorted(set(missing) - set(missing_head))
-        raise ValueError(
-            f"{path} ({name}) lacks {len(other)} weights of its trunk, such as {other[0]}; they would be random. "
-            "Give a complete checkpoint."
-        )
-    has_lm_head = not missing_head
+    if holds_adapters(path):
+        model, has_lm_head, aligned = load_aligned_model(path, dtype), True, True
+    else:
+        with without_load_report():
+            model, info = load_auto(
+                AutoModelForMaskedLM, path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        check_loaded(model, info, f"{path} ({name})", (*UNUSED_WEIGHTS, *LM_HEADS))
+        has_lm_head = not any(key.split(".")[0] in LM_HEADS for key in info["missing_keys"])
+        aligned = any(key.split(".")[0] == ALIGNMENT_HEADS for key in info["unexpected_keys"])
     model.to(device).eval()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError):  # saved without one: all checkpoints of a family share it
-        tokenizer = tokenizer_of(model.config)
-    weights = [
-        (key, tensor)
-        for key, tensor in model.named_parameters()
-        if not any(part in key for part in _NOT_USED) and (has_lm_head or key.split(".")[0] not in _LM_HEADS)
-    ]
+    tokenizer = load_tokenizer(path, model)
+    not_read = (ALIGNMENT_HEADS, *UNUSED_WEIGHTS, *(() if has_lm_head else LM_HEADS))
+    weights = [(key, tensor) for key, tensor in model.named_parameters() if not set(key.split(".")) & set(not_read)]
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OUTPUT}
     settings = getattr(model.config, "structure_alignment", None) or {}
     facts = Checkpoint(
@@ -115,21 +103,16 @@ def load_checkpoint(
         digest=digest_of_tensors(weights, {"config": config, "lm_head": has_lm_head}),
         trunk_digest=trunk_digest(model),
         exact_trunk_digest=digest_of_tensors(
-            ((key, tensor) for key, tensor in weights if key.split(".")[0] not in _LM_HEADS), {"config": config}
+            ((key, tensor) for key, tensor in weights if key.split(".")[0] not in LM_HEADS), {"config": config}
         ),
-        alignment_digest=_alignment_digest(path, dtype, info["unexpected_keys"]),
+        alignment_digest=_alignment_digest(path, dtype) if aligned else None,
         has_lm_head=has_lm_head,
         aligned_with=settings.get("pgnn") if isinstance(settings, dict) else None,
     )
     return LoadedCheckpoint(facts, model, tokenizer)
 
 
-def _alignment_digest(path: str, dtype: torch.dtype, unexpected: Any) -> str | None:
-    if not any(key.split(".")[0] == "alignment" for key in unexpected):
-        return None
-    with without_load_report():
-        model, info = AutoModelForStructureAlignment.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    if any(key.split(".")[0] == "alignment" for key in info["missing_keys"]):
-        return None
-    heads = ((key, tensor) for key, tensor in model.named_parameters() if key.split(".")[0] == "alignment")
+def _alignment_digest(path: str, dtype: torch.dtype) -> str:
+    model = load_aligned_model(path, dtype)
+    heads = ((key, tensor) for key, tensor in model.named_parameters() if key.split(".")[0] == ALIGNMENT_HEADS)
     return digest_of_tensors(heads, {})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..utils.names import picture_text
 from .contacts import contact_map
 from .report_inputs import EvaluationInputs
 from .report_tables import METRICS, Metric, Series, metrics_of, values_of
@@ -85,11 +86,6 @@ def _picture(figure: Figure, alt: str, caption: str = "", group: str = "") -> Pi
     return Picture(base64.b64encode(file.getvalue()).decode(), alt, caption, group)
 
 
-def _literal(name: str) -> str:
-    """A name as it is: `$` would begin a formula."""
-    return name.replace("$", r"\$")
-
-
 class _Drawer:
     def __init__(
         self,
@@ -116,7 +112,7 @@ class _Drawer:
 
     def _style(self, name: str) -> dict[str, Any]:
         colour = self.colours[name]
-        return {"color": colour, "marker": self.markers[name], "label": _literal(name), "markersize": 5}
+        return {"color": colour, "marker": self.markers[name], "label": picture_text(name), "markersize": 5}
 
     def _legend(self, figure: Figure, axes: Axes) -> None:
         handles, labels = axes.get_legend_handles_labels()
@@ -193,7 +189,9 @@ class _Drawer:
                 shown = "undefined" if precision is None else f"{precision:.2f}"
                 figure, axes = _figure(3.9, 3.7)
                 self._draw_map(axes, decode_map(result["maps"][identifier]), contacts, valid)
-                title = f"{_literal(identifier)}, {len(chain)} residues\n{_literal(name)}: long-range P@L {shown}"
+                title = (
+                    f"{picture_text(identifier)}, {len(chain)} residues\n{picture_text(name)}: long-range P@L {shown}"
+                )
                 axes.set_title(title, fontsize=10, color=_INK)
                 yield _picture(
                     figure,
@@ -242,7 +240,7 @@ class _Drawer:
                 (place, own[assay]) for place, assay in enumerate(order) if not math.isnan(own.get(assay, math.nan))
             ]
             axes.plot([value for _, value in kept], [place for place, _ in kept], linestyle="", **self._style(name))
-        axes.set_yticks(range(len(order)), [_literal(_shortened(name)) for name in order], fontsize=8)
+        axes.set_yticks(range(len(order)), [picture_text(name, 26) for name in order], fontsize=8)
         axes.set_ylim(-0.7, len(order) - 0.3)
         axes.set_xlabel("Spearman correlation with the measurement", fontsize=10)
         self._legend(figure, axes)
@@ -306,8 +304,8 @@ class _Drawer:
                     axis.set_major_formatter(ScalarFormatter())
                     axis.set_minor_formatter(NullFormatter())
         axes.set(xlim=ends, ylim=ends, aspect="equal")
-        axes.set_xlabel(_literal(self.baseline.name), fontsize=10)
-        axes.set_ylabel(_literal(other.name), fontsize=10)
+        axes.set_xlabel(picture_text(self.baseline.name), fontsize=10)
+        axes.set_ylabel(picture_text(other.name), fontsize=10)
         change = pairs[:, 1] - pairs[:, 0]
         better, worse = ((change > 0).sum(), (change < 0).sum())
         if not metric.higher:
@@ -344,11 +342,7 @@ def _error_bars(
         axes.errorbar(where, values, yerr=spread, **common)
 
 
-def _shortened(name: str, most: int = 26) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
 def _wrapped(label: str, width: int = 30) -> str:
     import textwrap
 
-    return _literal("\n".join(textwrap.wrap(label, width)))
+    return "\n".join(map(picture_text, textwrap.wrap(label, width)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..utils.names import markdown_cell as _cell
 from .results import TRAINER_TITLE, ResultTable
 from .run_facts import RunFacts
 from .template import CITATIONS, TEMPLATE
@@ -280,7 +281,3 @@ def _number(value: Any) -> str:
     if value is None:
         return UNKNOWN
     return f"{value:,}" if isinstance(value, int) else f"`{value}`"
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

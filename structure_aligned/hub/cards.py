@@ -12,7 +12,6 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers import (
-    AutoModelForMaskedLM,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -23,8 +22,8 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..models.alignment import AutoModelForStructureAlignment
 from ..models.trunks import trunk_digest
+from ..training.pretrained import load_aligned_model, load_language_model
 from .card_text import render
 from .results import EVAL_FILE, RESULTS_FOLDER, check_results, file_digest, read_table
 from .run_facts import RunFacts, license_of
@@ -260,7 +259,7 @@ def _load(folder: Path) -> PreTrainedModel:
             "results to that, or give check_weights=False."
         )
     aligned = json.loads((folder / "config.json").read_text()).get("structure_alignment")
-    return (AutoModelForStructureAlignment if aligned else AutoModelForMaskedLM).from_pretrained(folder)
+    return load_aligned_model(folder) if aligned else load_language_model(folder, lm_head=False)
 
 
 def _own_results(folder: Path, trainer: Trainer) -> list[dict[str, Any]]:

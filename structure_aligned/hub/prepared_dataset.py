@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..data.builder import FEATURES
+from ..utils.names import markdown_cell as _cell
 from .cards import CARD_NAME
 from .push import PushTarget, hiding_tokens, readable_size
 from .template import CITATIONS
@@ -193,8 +194,8 @@ def _card(repo_id: str, splits: dict[str, dict[str, int]], pgnns: list[str], lic
         size_categories=next((name for name, limit in SIZES if chains < limit), "10M<n<100M"),
         tags=["biology", "protein-structure", "structure-alignment", "foldseek-3di"],
     )
-    rows = "\n".join(f"| {name} | {own['chains']:,} | {own['residues']:,} |" for name, own in splits.items())
-    models = "\n".join(f"* `{pgnn}`" for pgnn in pgnns)
+    rows = "\n".join(f"| {_cell(name)} | {own['chains']:,} | {own['residues']:,} |" for name, own in splits.items())
+    models = "\n".join(f"* `{_cell(pgnn)}`" for pgnn in pgnns)
     return f"""\
 ---
 {metadata.to_yaml()}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training.report import METRICS
+from ..utils.names import markdown_cell as _cell
 
 
 RESULTS_FOLDER = "results"
@@ -259,7 +260,3 @@ def _rounds_to(number: float, text: str) -> bool:
     mantissa, _, exponent = text.partition("e")
     decimals = len(mantissa.partition(".")[2])
     return f"{number:.{decimals}{'e' if exponent else 'f'}}" == text.removeprefix("+")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -10,59 +10,24 @@ import torch
 from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..objectives.losses import (
-    LossWeights,
-    ResidueLosses,
-    combine_losses,
-    labelled_cross_entropy,
-)
-from ..objectives.negatives import residue_losses_among
+from ..objectives.losses import LossWeights, combine_losses
 from .amplify import AmplifyForMaskedLM
 from .configuration import AmplifyConfig
-from .heads import StructureAlignmentHeads, StructureAlignmentOutput, StructureAlignmentSettings
-from .packing import PackedLayout
+from .folders import refuse_adapters
+from .heads import (
+    StructureAlignmentHeads,
+    StructureAlignmentOutput,
+    StructureAlignmentSettings,
+    compute_residue_losses,
+)
+from .packing import PackedLayout, packed_esm_embeddings
+from .weights import ALIGNMENT_HEADS, UNUSED_WEIGHTS, WholeWeights, load_auto
 
 
-def compute_residue_losses(
-    outputs: StructureAlignmentOutput,
-    labels: torch.Tensor | None = None,
-    structure_labels: torch.Tensor | None = None,
-    residue_mask: torch.Tensor | None = None,
-    negatives: str = "batch",
-) -> ResidueLosses:
-    """
-    Unreduced losses of every task whose labels are given.
-
-    Args:
-        outputs ([`StructureAlignmentOutput`]): With `structure_projection` where the latent task is wanted.
-        labels, structure_labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): −100 elsewhere.
-        residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Residues of the latent task.
-        negatives (`str`, *optional*, defaults to `"batch"`): Whose residues they are told apart from: see
-            [`residue_losses_among`].
-    """
-    losses = ResidueLosses()
-    if labels is not None:
-        losses.mlm = labelled_cross_entropy(outputs.logits, labels)
-    if structure_labels is not None:
-        losses.token = labelled_cross_entropy(outputs.structure_logits, structure_labels)
-    if outputs.structure_projection is not None:
-        if residue_mask is None:
-            raise ValueError(
-                "structure_embeddings came without residue_mask; pass the (batch_size, length) mask of the positions "
-                "that hold a residue with an embedding, as DataCollatorForStructureAlignment does."
-            )
-        residue_mask = residue_mask.bool()
-        losses.seq_to_struct, losses.struct_to_seq = residue_losses_among(
-            outputs.sequence_projection[residue_mask],
-            outputs.structure_projection[residue_mask],
-            outputs.logit_scale.exp(),
-            negatives,
-        )
-    return losses
-
-
-class StructureAlignmentMixin:
+class StructureAlignmentMixin(WholeWeights):
     """What the alignment classes of all trunks share. Goes before the trunk's masked-LM class."""
+
+    _may_be_fresh = (*UNUSED_WEIGHTS, ALIGNMENT_HEADS)
 
     @classmethod
     def from_pretrained(
@@ -113,36 +78,22 @@ class StructureAlignmentMixin:
         else:
             super()._init_weights(module)
 
-    def forward(
+    def _forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        structure_labels: torch.LongTensor | None = None,
-        structure_embeddings: torch.Tensor | None = None,
-        residue_mask: torch.Tensor | None = None,
-        sequence_ids: torch.LongTensor | None = None,
-        **kwargs: Any,
-    ) -> StructureAlignmentOutput:
-        """
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, length)`): Tokens, usually with masked residues.
-            attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 1 for tokens, 0 for padding.
-            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): Residue token at masked
-                positions, −100 elsewhere.
-            structure_labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): 3Di token, −100 where
-                there is none.
-            structure_embeddings (`torch.Tensor` of shape `(batch_size, length, structure_dim)`, *optional*): The
-                frozen pGNN's.
-            residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Positions whose
-                `structure_embeddings` count.
-            sequence_ids (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): For packed rows, which
-                protein of its row each token belongs to: 0, 1, 2 …, −1 for padding. Proteins do not see each other.
-        """
-        return_dict = kwargs.pop("return_dict", None)
+        trunk_inputs: dict[str, Any],
+        labels: torch.LongTensor | None,
+        structure_labels: torch.LongTensor | None,
+        structure_embeddings: torch.Tensor | None,
+        residue_mask: torch.Tensor | None,
+        sequence_ids: torch.LongTensor | None,
+        return_dict: bool | None,
+    ) -> StructureAlignmentOutput | tuple[torch.Tensor, ...]:
+        """`forward`, whose arguments have the order that the class before the mixin has, in one form for all."""
+        # Transformers' trunks take what the configuration says for what is not given, and not for None.
+        trunk_inputs = {name: value for name, value in trunk_inputs.items() if value is not None}
         if sequence_ids is not None:
-            kwargs["layout"] = self._packed_layout(input_ids, sequence_ids, kwargs)
-        logits, trunk = self._run_trunk(input_ids, attention_mask, **kwargs)
+            trunk_inputs["layout"] = self._packed_layout(sequence_ids, trunk_inputs)
+        logits, trunk = self._run_trunk(**trunk_inputs)
         aligned = self._align(
             logits,
             trunk.last_hidden_state,
@@ -157,23 +108,22 @@ class StructureAlignmentMixin:
         return aligned if return_dict else aligned.to_tuple()
 
     @staticmethod
-    def _packed_layout(
-        input_ids: torch.Tensor | None, sequence_ids: torch.Tensor, options: dict[str, Any]
-    ) -> PackedLayout:
+    def _packed_layout(sequence_ids: torch.Tensor, trunk_inputs: dict[str, Any]) -> PackedLayout:
+        input_ids = trunk_inputs.get("input_ids")
         if input_ids is None or sequence_ids.shape != input_ids.shape:
             found = None if input_ids is None else tuple(input_ids.shape)
             raise ValueError(
                 f"sequence_ids have shape {tuple(sequence_ids.shape)} and input_ids {found}; packed rows need both, "
                 "of the same shape."
             )
-        if given := {"position_ids", "inputs_embeds"} & {name for name, value in options.items() if value is not None}:
+        if given := {"position_ids", "inputs_embeds"} & set(trunk_inputs):
             raise ValueError(f"{sorted(given)} came with sequence_ids, from which packed rows get their own.")
         return PackedLayout.from_sequence_ids(sequence_ids)
 
     def _run_trunk(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         layout: PackedLayout | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, ModelOutput]:
@@ -246,47 +196,75 @@ class EsmForStructureAlignment(StructureAlignmentMixin, EsmForMaskedLM):
         self._add_alignment_heads(config)
         self.post_init()
 
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        structure_labels: torch.LongTensor | None = None,
+        structure_embeddings: torch.Tensor | None = None,
+        residue_mask: torch.Tensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> StructureAlignmentOutput | tuple[torch.Tensor, ...]:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, length)`): Tokens, usually with masked residues.
+            attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 1 for tokens, 0 for padding.
+            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): Residue token at masked
+                positions, −100 elsewhere.
+            structure_labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): 3Di token, −100 where
+                there is none.
+            structure_embeddings (`torch.Tensor` of shape `(batch_size, length, structure_dim)`, *optional*): The
+                frozen pGNN's.
+            residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Positions whose
+                `structure_embeddings` count.
+            sequence_ids (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): For packed rows, which
+                protein of its row each token belongs to: 0, 1, 2 …, −1 for padding. Proteins do not see each other.
+            position_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask, output_attentions,
+                output_hidden_states, return_dict, kwargs: As for `EsmForMaskedLM`.
+        """
+        trunk_inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            **kwargs,
+        }
+        targets = (labels, structure_labels, structure_embeddings, residue_mask)
+        return self._forward(trunk_inputs, *targets, sequence_ids, return_dict)
+
     def _run_trunk(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         layout: PackedLayout | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, ModelOutput]:
+        kwargs["return_dict"] = True  # whatever the configuration says
         if layout is None:
             outputs = self.esm(input_ids, attention_mask=attention_mask, **kwargs)
         else:
             mask, options = layout.attention_inputs(self.config._attn_implementation)
             outputs = self.esm(
-                inputs_embeds=self._packed_embeddings(input_ids, layout),
+                inputs_embeds=packed_esm_embeddings(self.esm.embeddings, input_ids, layout),
                 attention_mask=mask if mask is None else _for_eager(mask, self.config, self.dtype),
                 position_ids=layout.position_ids,
                 **options,
                 **kwargs,
             )
         return self.lm_head(outputs.last_hidden_state), outputs
-
-    def _packed_embeddings(self, input_ids: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
-        """
-        Those of `EsmEmbeddings`, which scales a whole row by its masked fraction: here each protein by its own.
-        Shape `(batch_size, length, hidden_size)`.
-        """
-        embeddings = self.esm.embeddings
-        if embeddings.position_embedding_type != "rotary":
-            raise ValueError(
-                f"Packed rows need rotary positions, as ESM2 has them; this model's are "
-                f"{embeddings.position_embedding_type!r}. Train it with padded batches."
-            )
-        hidden = embeddings.word_embeddings(input_ids)
-        if embeddings.token_dropout:
-            is_mask = input_ids == embeddings.mask_token_id
-            trained_ratio = 0.15 * 0.8  # ESM's own constant: what it was pre-trained with
-            unmasked = 1 - layout.mask_ratio(is_mask).unsqueeze(-1)
-            scaled = hidden.masked_fill(is_mask.unsqueeze(-1), 0.0) * (1 - trained_ratio) / unmasked
-            hidden = scaled.to(hidden.dtype)
-        if embeddings.layer_norm is not None:
-            hidden = embeddings.layer_norm(hidden)
-        return (hidden * (layout.sequence_ids >= 0).unsqueeze(-1)).to(hidden.dtype)
 
 
 class AmplifyForStructureAlignment(StructureAlignmentMixin, AmplifyForMaskedLM):
@@ -301,10 +279,39 @@ class AmplifyForStructureAlignment(StructureAlignmentMixin, AmplifyForMaskedLM):
         self._add_alignment_heads(config)
         self.post_init()
 
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: torch.LongTensor | None = None,
+        structure_labels: torch.LongTensor | None = None,
+        structure_embeddings: torch.Tensor | None = None,
+        residue_mask: torch.Tensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> StructureAlignmentOutput | tuple[torch.Tensor, ...]:
+        """Arguments as for [`AmplifyForMaskedLM`], then those of [`EsmForStructureAlignment.forward`]."""
+        trunk_inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            **kwargs,
+        }
+        targets = (labels, structure_labels, structure_embeddings, residue_mask)
+        return self._forward(trunk_inputs, *targets, sequence_ids, return_dict)
+
     def _run_trunk(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         layout: PackedLayout | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, ModelOutput]:
@@ -350,8 +357,10 @@ class AutoModelForStructureAlignment:
         **kwargs: Any,
     ) -> PreTrainedModel:
         """As `from_pretrained` of the alignment class that fits, `structure_alignment` among its arguments."""
+        kwargs.pop("trust_remote_code", None)  # ESM2 and AMPLIFY need no code of a checkpoint
+        refuse_adapters(pretrained_model_name_or_path)
         if config is None:
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **_hub_options(kwargs))
+            config = load_auto(AutoConfig, pretrained_model_name_or_path, **_hub_options(kwargs))
         model_class = cls._class_of(config)
         return model_class.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 

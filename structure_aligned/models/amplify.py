@@ -227,6 +227,9 @@ class AmplifyModel(AmplifyPreTrainedModel):
     AMPLIFY with its masked-LM decoder, as `AutoModel` gives it for published checkpoints. Takes ordinary 1/0 attention
     masks and every attention implementation of Transformers; needs neither xformers nor remote code.
 
+    As published, its first output is the logits; so `pipeline("feature-extraction")`, which takes the first output,
+    gives logits: read `last_hidden_state` for a representation of every residue.
+
     Example:
 
     ```python
@@ -349,16 +352,23 @@ class AmplifyForMaskedLM(AmplifyModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> AmplifyOutput | tuple[torch.Tensor, ...]:
         """
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): Tokens to predict, −100 elsewhere.
-            input_ids, attention_mask, kwargs: As for [`AmplifyModel`].
+            input_ids, attention_mask, position_ids, inputs_embeds, output_attentions, output_hidden_states,
+                return_dict, kwargs: As for [`AmplifyModel`].
         """
-        outputs = self._encode(input_ids, attention_mask, **kwargs)
+        outputs = self._encode(
+            input_ids, attention_mask, position_ids, inputs_embeds, output_attentions, output_hidden_states, **kwargs
+        )
         if labels is not None:
             logits = outputs.logits.float().flatten(0, 1)
             # A new object, because the order of a tuple is the order in which the fields were set.

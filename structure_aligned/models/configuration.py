@@ -34,6 +34,7 @@ class GearNetConfig(PreTrainedConfig):
         min_distance (`int`, *optional*, defaults to 5): Least sequence separation of those two kinds of edges.
         max_sequential_distance (`int`, *optional*, defaults to 2): Reach of the sequential edges; the number of
             relations follows from it.
+        output_hidden_states (`bool`, *optional*, defaults to `True`): Whether `forward` returns every layer.
     """
 
     model_type = "gearnet"
@@ -47,6 +48,7 @@ class GearNetConfig(PreTrainedConfig):
     num_neighbors: int = 10
     min_distance: int = 5
     max_sequential_distance: int = 2
+    output_hidden_states: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.hidden_dims = list(self.hidden_dims)

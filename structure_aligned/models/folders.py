@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .trunks import tokenizer_of
+from .weights import load_auto
 
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -97,8 +98,18 @@ def holds_adapters(path: str | os.PathLike) -> bool:
     return (Path(path) / ADAPTER_CONFIG).is_file()
 
 
+def refuse_adapters(path: str | os.PathLike) -> None:
+    """Raises `ValueError` for a folder of adapters, where a whole model is expected."""
+    if holds_adapters(path):
+        raise ValueError(
+            f"{path} holds adapters (LoRA) and no whole model. load_adapters(None, folder) gives the model that they "
+            "adapt with them; merge_adapters(folder, output), or examples/export.py --with_heads, makes an ordinary "
+            "checkpoint of both."
+        )
+
+
 def tokenizer_beside(model: PreTrainedModel, folder: str | os.PathLike | None) -> PreTrainedTokenizerBase:
     """The tokenizer that was saved in a folder; where there is none, that of the model's family."""
     if folder is not None and (Path(folder) / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder)
+        return load_auto(AutoTokenizer, folder)
     return tokenizer_of(model.config)

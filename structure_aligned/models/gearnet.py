@@ -29,12 +29,13 @@ from structure_aligned.structure.graph import (
     edge_features,
     node_features,
 )
-from structure_aligned.structure.line_graph import LineGraph, LineGraphBlock
+from structure_aligned.structure.line_graph import FlatLineGraph, LineGraph, LineGraphBlock, counts_of
 
 from .configuration import EMBEDDING_LAYERS, GearNetConfig
 from .digest import digest_of
 from .modes import evaluating
 from .torchdrug import check_state_dict, read_state_dict, settings_from_state_dict
+from .weights import WholeWeights
 
 
 MAX_EDGES = 12_288
@@ -50,7 +51,8 @@ class GearNetOutput(ModelOutput):
     """
     Args:
         last_hidden_state (`torch.Tensor` of shape `(N, hidden_dims[-1])`): Node features of the last layer.
-        hidden_states (`tuple[torch.Tensor]`): Node features of every layer, each of shape `(N, hidden_dims[i])`.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): Node features of every layer, each of shape
+            `(N, hidden_dims[i])`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -105,8 +107,13 @@ class EdgeConv(GeometricRelationalConv):
     is never made: see `LineGraphBlock` for what is computed in its place.
     """
 
-    def forward(self, hidden: torch.Tensor, line_graph: LineGraph) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, line_graph: LineGraph | FlatLineGraph) -> torch.Tensor:
         """`hidden` of shape `(E, input_dim)`, edges in the order that `line_graph` was made from."""
+        if isinstance(line_graph, FlatLineGraph):
+            wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+            sums = wide.new_zeros(len(hidden) * self.relations, hidden.shape[1])
+            sums = sums.index_add(0, line_graph.cells, wide[line_graph.incoming]).view(len(hidden), -1)
+            return super().forward(hidden, sums.to(hidden.dtype))
         weight, own, bias = self.weights()
         by_bin = weight.unflatten(1, (self.relations, -1)).transpose(0, 1).contiguous()
         by_bin = [by_bin[0].to(hidden.dtype), *(by_bin[1:] - by_bin[0]).to(hidden.dtype)]
@@ -131,10 +138,10 @@ class EdgeConv(GeometricRelationalConv):
         return _sum_members(products, block.pair_members, block.pair_offsets)
 
 
-class GearNetPreTrainedModel(PreTrainedModel):
+class GearNetPreTrainedModel(WholeWeights, PreTrainedModel):
     config_class = GearNetConfig
     base_model_prefix = "gearnet"
-    main_input_name = "residue_types"
+    main_input_name = "ca"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -200,7 +207,8 @@ class GearNetModel(GearNetPreTrainedModel):
         residue_types: torch.Tensor,
         edges: torch.Tensor,
         max_rows: int | None = None,
-        return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> GearNetOutput | tuple[torch.Tensor, ...]:
         """
         Args:
@@ -210,6 +218,7 @@ class GearNetModel(GearNetPreTrainedModel):
             edges (`torch.Tensor` of shape `(E, 3)`, int64): Source, target, relation, from `residue_graph`.
             max_rows (`int`, *optional*): Rows of the line graph computed at once. Changes the memory taken, about
                 `2 · max_rows · width` numbers, and not the result.
+            output_hidden_states, return_dict (`bool`, *optional*): Those of the configuration by default.
         """
         config, dtype = self.config, self.layers[0].linear.weight.dtype
         ca = as_coordinates(ca)
@@ -219,14 +228,17 @@ class GearNetModel(GearNetPreTrainedModel):
         source, target, relation = edges.unbind(1)
         cell = target * config.num_relation + relation
         order = cell.argsort(stable=True)
-        counts = torch.bincount(cell, minlength=len(ca) * config.num_relation)
+        counts = counts_of(cell, len(ca) * config.num_relation)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         sources = source[order]
 
         hidden = node_features(residue_types, dtype)
         if config.num_angle_bin is not None:
-            max_rows = max_rows or (_MAX_ROWS_CPU if ca.device.type == "cpu" else _MAX_ROWS_GPU)
-            line_graph = LineGraph.from_edges(edges, ca, config.num_angle_bin, max_rows)
+            if torch.compiler.is_exporting():
+                line_graph = FlatLineGraph.from_edges(edges, ca, config.num_angle_bin)
+            else:
+                max_rows = max_rows or (_MAX_ROWS_CPU if ca.device.type == "cpu" else _MAX_ROWS_GPU)
+                line_graph = LineGraph.from_edges(edges, ca, config.num_angle_bin, max_rows)
             edge_hidden = edge_features(edges, ca, residue_types, config.num_relation, dtype)
         hidden_states = []
         for index, (layer, norm) in enumerate(zip(self.layers, self.batch_norms)):
@@ -239,9 +251,9 @@ class GearNetModel(GearNetPreTrainedModel):
                 output = output + F.relu(layer.linear(sums))
             hidden = norm(output)
             hidden_states.append(hidden)
-        if not return_dict:
-            return hidden, tuple(hidden_states)
-        return GearNetOutput(last_hidden_state=hidden, hidden_states=tuple(hidden_states))
+        wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = GearNetOutput(last_hidden_state=hidden, hidden_states=tuple(hidden_states) if wanted else None)
+        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def embed(self, ca: np.ndarray | torch.Tensor, sequence: str, layers: str | None = None) -> torch.Tensor:
         """
@@ -335,7 +347,9 @@ class GearNetModel(GearNetPreTrainedModel):
             yield group
 
     def _run(self, graph: ResidueGraph, layers: str) -> tuple[torch.Tensor, ...]:
-        output = self(graph.ca, graph.residue_types, graph.edges)
+        output = self(
+            graph.ca, graph.residue_types, graph.edges, output_hidden_states=layers == "all", return_dict=True
+        )
         hidden = output.last_hidden_state if layers == "last" else torch.cat(output.hidden_states, dim=1)
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32)).split(graph.lengths)
 
@@ -354,7 +368,7 @@ def _sorted_edges(edges: torch.Tensor, size: int, relations: int) -> torch.Tenso
     if edges.ndim != 2 or edges.shape[1] != 3:
         raise ValueError(f"edges have shape {tuple(edges.shape)}; expected (edges, 3): source, target, relation.")
     key = (edges[:, 1] * size + edges[:, 0]) * relations + edges[:, 2]
-    return edges if bool((key[1:] >= key[:-1]).all()) else edges[key.argsort()]
+    return edges[key.argsort()]
 
 
 AutoModel.register(GearNetConfig, GearNetModel, exist_ok=True)

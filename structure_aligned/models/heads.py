@@ -11,6 +11,9 @@ from torch import nn
 from transformers import PreTrainedConfig, initialization
 from transformers.utils import ModelOutput
 
+from ..objectives.losses import ResidueLosses, labelled_cross_entropy
+from ..objectives.negatives import residue_losses_among
+
 
 NUM_STRUCTURE_TOKENS = 20
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -43,10 +46,10 @@ class StructureAlignmentSettings:
                 raise ValueError(
                     f"structure_alignment[{name!r}] is {getattr(self, name)!r}; expected a positive integer."
                 )
-        if len(self.loss_weights) != 3 or min(self.loss_weights) < 0:
+        if len(self.loss_weights) != 3 or not all(0 <= weight < math.inf for weight in self.loss_weights):
             raise ValueError(
-                f"structure_alignment['loss_weights'] is {self.loss_weights}; expected three numbers >= 0: MLM, "
-                "physical (3Di), latent (contrastive)."
+                f"structure_alignment['loss_weights'] is {self.loss_weights}; expected three finite numbers >= 0: "
+                "MLM, physical (3Di), latent (contrastive)."
             )
 
     @classmethod
@@ -160,3 +163,41 @@ class StructureAlignmentHeads(nn.Module):
         # more, would be off by as much as the differences it is to tell apart.
         with torch.autocast(inputs.device.type, enabled=False):
             return F.normalize(linear(inputs.to(linear.weight.dtype)), dim=-1)
+
+
+def compute_residue_losses(
+    outputs: StructureAlignmentOutput,
+    labels: torch.Tensor | None = None,
+    structure_labels: torch.Tensor | None = None,
+    residue_mask: torch.Tensor | None = None,
+    negatives: str = "batch",
+) -> ResidueLosses:
+    """
+    Unreduced losses of every task whose labels are given.
+
+    Args:
+        outputs ([`StructureAlignmentOutput`]): With `structure_projection` where the latent task is wanted.
+        labels, structure_labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): −100 elsewhere.
+        residue_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*): Residues of the latent task.
+        negatives (`str`, *optional*, defaults to `"batch"`): Whose residues they are told apart from: see
+            [`residue_losses_among`].
+    """
+    losses = ResidueLosses()
+    if labels is not None:
+        losses.mlm = labelled_cross_entropy(outputs.logits, labels)
+    if structure_labels is not None:
+        losses.token = labelled_cross_entropy(outputs.structure_logits, structure_labels)
+    if outputs.structure_projection is not None:
+        if residue_mask is None:
+            raise ValueError(
+                "structure_embeddings came without residue_mask; pass the (batch_size, length) mask of the positions "
+                "that hold a residue with an embedding, as DataCollatorForStructureAlignment does."
+            )
+        residue_mask = residue_mask.bool()
+        losses.seq_to_struct, losses.struct_to_seq = residue_losses_among(
+            outputs.sequence_projection[residue_mask],
+            outputs.structure_projection[residue_mask],
+            outputs.logit_scale.exp(),
+            negatives,
+        )
+    return losses

@@ -134,6 +134,28 @@ def packed_attention(
     return attended.reshape(batch_size, length, heads, head_dim), None
 
 
+def packed_esm_embeddings(embeddings: nn.Module, input_ids: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+    """
+    What `EsmEmbeddings` gives, which scales a whole row by its masked fraction; here each protein is scaled by its
+    own. Of shape `(batch_size, length, hidden_size)`.
+    """
+    if embeddings.position_embedding_type != "rotary":
+        raise ValueError(
+            f"Packed rows need rotary positions, as ESM2 has them; this model's are "
+            f"{embeddings.position_embedding_type!r}. Train it with padded batches."
+        )
+    hidden = embeddings.word_embeddings(input_ids)
+    if embeddings.token_dropout:
+        is_mask = input_ids == embeddings.mask_token_id
+        trained_ratio = 0.15 * 0.8  # ESM's own constant: what it was pre-trained with
+        unmasked = 1 - layout.mask_ratio(is_mask).unsqueeze(-1)
+        scaled = hidden.masked_fill(is_mask.unsqueeze(-1), 0.0) * (1 - trained_ratio) / unmasked
+        hidden = scaled.to(hidden.dtype)
+    if embeddings.layer_norm is not None:
+        hidden = embeddings.layer_norm(hidden)
+    return (hidden * (layout.sequence_ids >= 0).unsqueeze(-1)).to(hidden.dtype)
+
+
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Lets a model work on packed rows protein by protein, unless it was given another attention than sdpa."""
     if model.config._attn_implementation == "sdpa":

@@ -18,7 +18,7 @@ from ..structure.synthetic import synthetic_chains
 from .configuration import GearNetConfig, ProteinMPNNConfig
 from .gearnet import GearNetModel
 from .proteinmpnn import ProteinMPNNEncoder
-from .weights import read_tensors
+from .weights import load_auto, read_tensors
 
 
 logger = logging.get_logger(__name__)
@@ -104,7 +104,7 @@ def load_pgnn(
 
 
 def _family_of_folder(path: Path) -> PgnnFamily:
-    config = AutoConfig.from_pretrained(path)
+    config = load_auto(AutoConfig, path)
     for family in PGNN_FAMILIES.values():
         if isinstance(config, family.model_class.config_class):
             return family

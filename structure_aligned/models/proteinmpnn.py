@@ -38,6 +38,7 @@ from .configuration import ProteinMPNNConfig
 from .digest import digest_of
 from .modes import evaluating
 from .proteinmpnn_checkpoint import check_encoder, read_checkpoint, settings_from_encoder
+from .weights import WholeWeights
 
 
 MAX_RESIDUES = 4096
@@ -52,9 +53,11 @@ class ProteinMPNNOutput(ModelOutput):
     """
     Args:
         last_hidden_state (`torch.Tensor` of shape `(N, hidden_size)`): Residue embeddings of the last layer.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): Residue embeddings of every layer, of the same shape.
     """
 
     last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +188,7 @@ class EncoderLayer(nn.Module):
         return F.gelu(mixed.unflatten(0, block.neighbors.shape).add_(own[block.residues, None]))
 
 
-class ProteinMPNNEncoder(PreTrainedModel):
+class ProteinMPNNEncoder(WholeWeights, PreTrainedModel):
     """
     The encoder of ProteinMPNN: residue embeddings from backbone coordinates. It never sees the sequence. What the
     decoder starts from is the last layer's residues, which is what `embed` and `embed_batch` return. No noise is added
@@ -259,7 +262,8 @@ class ProteinMPNNEncoder(PreTrainedModel):
         positions: torch.Tensor | None = None,
         chain_ids: torch.Tensor | None = None,
         max_edges: int | None = None,
-        return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> ProteinMPNNOutput | tuple[torch.Tensor, ...]:
         """
         Args:
@@ -273,8 +277,9 @@ class ProteinMPNNEncoder(PreTrainedModel):
             chain_ids (`torch.Tensor` of shape `(N,)`, *optional*): Equal within a chain. Only needed where chains are
                 each other's neighbours.
             max_edges (`int`, *optional*): Edges computed at once. Changes the memory taken and not the result.
+            output_hidden_states, return_dict (`bool`, *optional*): Those of the configuration by default.
         """
-        coords, dtype = as_backbone(coords), self.W_e.weight.dtype
+        config, coords, dtype = self.config, as_backbone(coords), self.W_e.weight.dtype
         size, device = len(coords), coords.device
         positions = torch.arange(size, device=device) if positions is None else positions
         mask = torch.ones_like(neighbors) if neighbor_mask is None else neighbor_mask
@@ -294,14 +299,16 @@ class ProteinMPNNEncoder(PreTrainedModel):
         edges = [
             self.W_e(self.features(ends, positions, block.neighbors, chain_ids, block.residues)) for block in blocks
         ]
-        hidden = torch.zeros(size, self.config.hidden_size, dtype=dtype, device=device)
+        hidden = torch.zeros(size, config.hidden_size, dtype=dtype, device=device)
+        hidden_states = []
         for index, layer in enumerate(self.encoder_layers, start=1):
             hidden = layer(hidden, edges, blocks)
+            hidden_states.append(hidden)
             if index < len(self.encoder_layers):  # the last edges are read by the decoder alone
                 edges = layer.update_edges(hidden, edges, blocks)
-        if not return_dict:
-            return (hidden,)
-        return ProteinMPNNOutput(last_hidden_state=hidden)
+        wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = ProteinMPNNOutput(last_hidden_state=hidden, hidden_states=tuple(hidden_states) if wanted else None)
+        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def embed(self, coords: np.ndarray | torch.Tensor, residue_numbers: ResidueNumbers = None) -> torch.Tensor:
         """
@@ -358,8 +365,8 @@ class ProteinMPNNEncoder(PreTrainedModel):
         with evaluating(self):
             for group in self._groups(chains, max_residues):
                 graph = BackboneGraph.pack([graph for graph, _ in group])
-                output = self(graph.coords, graph.neighbors, graph.neighbor_mask, graph.positions)
-                for rows, (_, present) in zip(output.last_hidden_state.split(graph.lengths), group):
+                inputs = (graph.coords, graph.neighbors, graph.neighbor_mask, graph.positions)
+                for rows, (_, present) in zip(self(*inputs, return_dict=False)[0].split(graph.lengths), group):
                     full = torch.full((len(present), self.output_dim), torch.nan, dtype=dtype, device=self.device)
                     full[present] = rows.to(dtype)
                     results.append(full)

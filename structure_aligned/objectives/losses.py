@@ -9,6 +9,7 @@ Source: Chen et al., "Structure-Aligned Protein Language Model", arXiv 2505.1689
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -53,6 +54,14 @@ class LossWeights:
     mlm: float = 1.0
     physical: float = 0.5
     latent: float = 0.5
+
+    def __post_init__(self) -> None:
+        values = (self.mlm, self.physical, self.latent)
+        if not all(0 <= value < math.inf for value in values) or not any(values):
+            raise ValueError(
+                f"The loss weights are {', '.join(map(str, values))}; expected finite numbers >= 0, not all 0. "
+                "A weight of 0 turns a task off."
+            )
 
     def per_loss(self) -> dict[str, float]:
         half = self.latent / 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import gemmi
 
 
@@ -23,6 +25,7 @@ _PARENTS = {name: parent for parent, names in _STATES.items() for name in names}
 _STANDARD = frozenset(gemmi.expand_one_letter_sequence("ACDEFGHIKLMNPQRSTVWY", gemmi.ResidueKind.AA))
 
 
+@functools.lru_cache(maxsize=4096)
 def simulated_parent(name: str) -> str | None:
     """
     The standard amino acid behind a name that simulation programs write, `None` for every other name.
@@ -37,19 +40,11 @@ def simulated_parent(name: str) -> str | None:
     return None
 
 
-def one_letter(name: str, parents: dict[str, str]) -> str | None:
-    """
-    The upper-case letter of an amino acid or of its parent, `None` where neither is known.
-
-    Args:
-        name (`str`): Name of the residue.
-        parents (`dict[str, str]`): Parents of modified residues, as the file states them.
-    """
-    for component in (name, parents.get(name, "")):
-        info = gemmi.find_tabulated_residue(component)
-        if info.found() and info.is_amino_acid() and info.one_letter_code.isalpha():
-            return info.one_letter_code.upper()
-    return None
+@functools.lru_cache(maxsize=4096)
+def one_letter(name: str) -> str | None:
+    """The upper-case letter of an amino acid, or of its parent where gemmi's table of components has one."""
+    info = gemmi.find_tabulated_residue(name)
+    return info.one_letter_code.upper() if info.is_amino_acid() and info.one_letter_code.isalpha() else None
 
 
 def has_ca(residue: gemmi.Residue) -> bool:

@@ -106,6 +106,39 @@ class LineGraph:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class FlatLineGraph:
+    """
+    The same line graph, one line edge at a time. `torch.export` can trace this one: the only size that depends on the
+    values is the number of line edges. It takes a sum for every edge and angle bin.
+
+    Args:
+        incoming (`torch.Tensor`, int64): For each line edge the edge it comes from.
+        cells (`torch.Tensor`, int64): For each line edge the edge it goes to, times `bins`, plus its angle bin.
+    """
+
+    incoming: torch.Tensor
+    cells: torch.Tensor
+
+    @classmethod
+    def from_edges(cls, edges: torch.Tensor, ca: torch.Tensor, bins: int = 8) -> FlatLineGraph:
+        """Arguments as in [`LineGraph.from_edges`]."""
+        source, target = edges[:, 0], edges[:, 1]
+        degree_in = counts_of(target, len(ca))
+        meetings = degree_in[source]
+        out = torch.repeat_interleave(torch.arange(len(edges), device=edges.device), meetings)
+        shift = _offsets(degree_in)[source] - _offsets(meetings)[:-1]
+        # Not len(out): a Python number is what the trace does not have.
+        incoming = torch.arange(out.shape[0], device=edges.device) + shift[out]
+        vector = (ca[source] - ca[target]).T
+        return cls(incoming, out * bins + angle_bins(vector[:, incoming], -vector[:, out], bins))
+
+
+def counts_of(values: torch.Tensor, size: int) -> torch.Tensor:
+    """How often each of 0 … `size` − 1 is among `values`; unlike that of `bincount`, its shape is always `(size,)`."""
+    return values.new_zeros(size).scatter_add_(0, values, torch.ones_like(values))
+
+
 def _offsets(counts: torch.Tensor) -> torch.Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 

@@ -6,6 +6,7 @@ import math
 import re
 
 import gemmi
+import numpy as np
 
 from .parsed import (
     AtomLine,
@@ -57,7 +58,8 @@ def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
     """
     if not _MMCIF_START.match(data) and _PDB_START.match(data):
         raise ValueError("its content is PDB (it starts with a PDB record), rename it to .pdb")
-    if (blocks := data.lower().count(b"data_")) > _MAX_BLOCKS:
+    # Setting one bit makes lower-case letters of all, ten times as fast as `lower()` (and `_` a DEL).
+    if (np.frombuffer(data, np.uint8) | 0x20).tobytes().count(b"data\x7f") > _MAX_BLOCKS:
         blocks = len(re.findall(rb"(?<!\S)data_", data.lower()))
         if blocks > _MAX_BLOCKS:
             raise ValueError(f"it has {blocks:,} data blocks; expected one structure, so split the file")

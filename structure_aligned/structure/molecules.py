@@ -9,6 +9,7 @@ again.
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ _PEPTIDES = (
     gemmi.PolymerType.PeptideD,
     gemmi.PolymerType.CyclicPseudoPeptide,
 )
+_WITHOUT_NUMBER = re.compile(r"(?:^|,)(?![-\d])")
 _NUMBER_STARTS = frozenset("-0123456789")
 _N, _CA, _C = (BACKBONE_ATOMS.index(name) for name in ("N", "CA", "C"))
 _PEPTIDE_BOND = 2.0
@@ -75,12 +77,13 @@ def extract_chains(parsed: ParsedStructure, metadata: dict) -> list[ProteinChain
             count += 1
             chain_id = f"{name}-{count}"
         used.add(chain_id)
+        of_molecule = operator.itemgetter(*rows, rows[0])  # one more, so that a single row gives a tuple, too
         chains.append(
             ProteinChain(
                 chain_id=chain_id,
-                sequence="".join(residues.letters[row] for row in rows),
+                sequence="".join(of_molecule(residues.letters)[:-1]),
                 coords=coords[rows],
-                residue_numbers=_complete_numbers([residues.numbers[row] for row in rows]),
+                residue_numbers=_complete_numbers(of_molecule(residues.numbers)[:-1]),
                 b_factors=b_factors[rows],
                 **metadata,
             )
@@ -110,29 +113,24 @@ def _find_polymers(parsed: ParsedStructure) -> None:
     if parsed.labelled:
         parsed.structure.merge_chain_parts()
         parsed.structure.add_entity_types()
-        if any(residue.subchain == "" for chain in model for residue in chain):
+        if any(chain[0].subchain == "" for chain in model):
             parsed.structure.assign_subchains(False)
         return
-    before: dict[str, int | None] = {}  # the run that a later one of the same id may go on; none after a TER
-    later: list[tuple[int, int | None]] = []
-    for run, (chain, ended) in enumerate(zip(model, _ended_runs(parsed))):
-        if ended:
-            _set_type(chain, gemmi.EntityType.Polymer)
-            if not has_ca(chain[-1]):
-                _leave_out_ligands(chain)
-        elif chain.name in before:
-            _set_type(chain, gemmi.EntityType.NonPolymer)
-            later.append((run, before[chain.name]))
-        before[chain.name] = None if ended or before.get(chain.name, run) is None else run
     parsed.structure.add_entity_types()
-    for run, previous in later:
-        _restore_polymer(model[run], None if previous is None else model[previous][-1])
+    before: dict[str, gemmi.Residue | None] = {}  # where an earlier run of this id ends; none after a TER record
+    for chain, ended in zip(model, _ended_runs(parsed)):
+        name = chain.name
+        if ended:
+            _end_polymer(chain)
+        elif name in before:
+            _restore_polymer(chain, before[name])
+        before[name] = None if ended or before.get(name, chain[0]) is None else chain[-1]
     parsed.structure.assign_subchains(True)
 
 
-def _set_type(chain: gemmi.Chain, kind: gemmi.EntityType) -> None:
+def _set_type(chain: gemmi.Chain | gemmi.ResidueSpan, kind: gemmi.EntityType) -> None:
     for residue in chain:
-        residue.entity_type = kind
+        residue.entity_type = gemmi.EntityType.Water if residue.is_water() else kind
 
 
 def _ended_runs(parsed: ParsedStructure) -> list[bool]:
@@ -177,28 +175,35 @@ def _restore_polymer(chain: gemmi.Chain, before: gemmi.Residue | None) -> None:
     That is from the first to the last of the ATOM records' amino acids that are bonded to another, or to the residue
     `before` the run. Amino acids that stand alone, or that are HETATM records, are ligands.
     """
-    first = chain[0]
-    if before and before.entity_type == gemmi.EntityType.Polymer and first.het_flag == "A":
-        if all(residue.find_atom("CA", "*") for residue in (before, first)) and _are_bonded(before, first):
-            first.entity_type = gemmi.EntityType.Polymer
+    first, polymer_type = chain[0], gemmi.EntityType.Polymer
+    goes_on = before is not None and before.entity_type == polymer_type and first.het_flag == "A"
+    goes_on = goes_on and all(one.find_atom("CA", "*") for one in (before, first)) and _are_bonded(before, first)
     peptides = [i for i, residue in enumerate(chain) if residue.find_atom("CA", "*") and len(residue) > 1]
     bonded = [(i, j) for i, j in itertools.pairwise(peptides) if _are_bonded(chain[i], chain[j])]
     polymer = sorted({i for pair in bonded if any(chain[k].het_flag == "A" for k in pair) for i in pair})
-    if polymer:
-        for i in peptides:
-            if polymer[0] <= i <= polymer[-1] and (chain[i].het_flag == "A" or i in polymer):
-                chain[i].entity_type = gemmi.EntityType.Polymer
+    if goes_on:
+        polymer = [0, *polymer]
+    _set_type(chain, gemmi.EntityType.NonPolymer)
+    for i in {0, *peptides} if goes_on else peptides:
+        if polymer and polymer[0] <= i <= polymer[-1] and (chain[i].het_flag == "A" or i in polymer):
+            chain[i].entity_type = polymer_type
 
 
-def _leave_out_ligands(chain: gemmi.Chain) -> None:
-    """Marks what follows on the protein where the TER record stands behind the ligands and waters of the chain."""
-    last = max((i for i, residue in enumerate(chain) if residue.het_flag == "A" and has_ca(residue)), default=None)
-    if last is None:
-        return
+def _end_polymer(chain: gemmi.Chain) -> None:
+    """
+    Marks a run that a TER record ends as polymer, up to its last amino acid; ligands and waters of the chain may stand
+    before the TER, too, and amino acids among them are those that are not bonded to the polymer.
+    """
+    last = len(chain) - 1
+    while last >= 0 and (chain[last].het_flag != "A" or not has_ca(chain[last])):
+        last -= 1
+    if last < 0:
+        return  # nucleic acids, ligands, waters
     while last + 1 < len(chain) and has_ca(chain[last + 1]) and _are_bonded(chain[last], chain[last + 1]):
         last += 1
-    for residue in chain[last + 1 :]:
-        residue.entity_type = gemmi.EntityType.NonPolymer
+    if len(chain.get_polymer()) != last + 1:
+        _set_type(chain[: last + 1], gemmi.EntityType.Polymer)
+        _set_type(chain[last + 1 :], gemmi.EntityType.NonPolymer)
 
 
 def _are_bonded(one: gemmi.Residue, other: gemmi.Residue) -> bool:
@@ -222,41 +227,43 @@ def _is_protein(structure: gemmi.Structure, span: gemmi.ResidueSpan) -> bool:
 def _list_residues(parsed: ParsedStructure) -> _Residues:
     structure = parsed.structure
     parents = parsed.parents | {modified.res_id.name: modified.parent_comp_id for modified in structure.mod_residues}
-    found, letters, polymer = _Residues([], [], [], [], [], []), {}, gemmi.EntityType.Polymer
-    rows = found.rows
+    rows: list[int] = []
+    found: list[tuple] = []
+    letters, polymer = {}, gemmi.EntityType.Polymer
     for run, chain in enumerate(structure[0]):
-        name_of_chain = chain.name
         for span in chain.subchains():
-            subchain = span.subchain_id() if parsed.labelled else ""
+            key = (chain.name, "", span.subchain_id() if parsed.labelled else "")
             protein = _is_protein(structure, span)
             previous = None
             for residue in span:
                 # Neighbours that share these and are marked as alternatives are conformers of one residue: the first
                 # is taken. label_seq (mmCIF only) tells residues apart whose insertion codes somebody removed.
-                site = (residue.seqid.num, residue.seqid.icode, residue.segment, residue.label_seq)
+                site = (str(residue.seqid), residue.segment, residue.label_seq)
                 letter = None
                 is_conformer = site == previous and any(atom.altloc != "\0" for atom in residue)
                 if protein and residue.entity_type == polymer and not is_conformer:
                     name = residue.name
                     if name not in letters:
-                        letters[name] = one_letter(name, parents)
+                        letters[name] = one_letter(name) or one_letter(parents.get(name, ""))
                     # Caps such as ACE are no amino acid and have no CA.
                     letter = letters[name] or ("X" if has_ca(residue) else None)
                 previous = site
-                rows.append(len(found.letters) if letter else -1)
+                rows.append(len(found) if letter else -1)
                 if letter:
-                    found.keys.append((name_of_chain, site[2], subchain))
-                    found.runs.append(run)
-                    found.letters.append(letter)
-                    found.numbers.append(parsed.number_of(residue))
-                    found.labels.append(site[3])
-    return found
+                    number, segment, label = site
+                    if segment != key[1]:
+                        key = (key[0], segment, key[2])
+                    found.append((key, run, letter, number, label))
+    keys, runs, letters, numbers, labels = map(list, zip(*found)) if found else ([], [], [], [], [])
+    if parsed.numbers is not None:
+        numbers = [parsed.numbers[int(number) - 1] for number in numbers]
+    return _Residues(rows, keys, runs, letters, numbers, labels)
 
 
-def _complete_numbers(numbers: list[str]) -> tuple[str, ...]:
+def _complete_numbers(numbers: tuple[str, ...]) -> tuple[str, ...]:
     """Residues without a number get the one after their predecessor's; the first one gets 1."""
-    if all(number[:1] in _NUMBER_STARTS for number in numbers):
-        return tuple(numbers)
+    if not _WITHOUT_NUMBER.search(",".join(numbers)):
+        return numbers
     complete: list[str] = []
     for number in numbers:
         if number[:1] not in _NUMBER_STARTS:
@@ -275,7 +282,7 @@ def _split_into_molecules(
     numbers: dict[int, set[str]] = {}  # of each molecule, by its first row
     start = 0
     for (key, _), group in itertools.groupby(zip(residues.keys, residues.runs)):
-        rows = range(start, start + sum(1 for _ in group))
+        rows = range(start, start + len(list(group)))
         start = rows.stop
         parts = molecules.setdefault(key, [])
         # Most runs are a molecule of their own whose numbers are all different.
@@ -344,24 +351,22 @@ def _backbone(structure: gemmi.Structure, residues: _Residues) -> tuple[np.ndarr
     atoms = gemmi.FlatStructure(structure)
     residue = np.repeat(np.arange(len(residues.rows)), atom_counts)
     row = np.array(residues.rows, dtype=int)[residue]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         position = atoms.pos.astype(np.float32)  # beyond the range of float32: infinite, so missing
-    names = np.array(atoms.atom_names)
-    names[np.logical_or.accumulate(names == 0, axis=1)] = 0  # gemmi before 0.7.5 leaves the bytes after the end as is
-    names = names.view("S8").ravel()
+        finite = np.isfinite(position[:, 0] + position[:, 1] + position[:, 2])
+    names = np.array(atoms.atom_names).view(np.uint64).ravel()  # eight bytes each, compared as one number
     used = row >= 0
-    present = used & np.isfinite(position).all(axis=1)
+    present = used & finite
 
     coords = np.full((length, len(BACKBONE_ATOMS), 3), np.nan, dtype=np.float32)
     with_ca = None
     for slot, name in enumerate(BACKBONE_ATOMS):
-        atom = np.flatnonzero(names == name.encode())
-        repeated = atom[np.flatnonzero(np.diff(residue[atom]) == 0)]
-        if len(repeated):
-            with_ca = residue[names == b"CA"] if with_ca is None else with_ca
-            _check_alternatives(
-                atoms, atom[np.isin(residue[atom], np.intersect1d(residue[repeated], with_ca))], residue
-            )
+        atom = np.flatnonzero(names == _as_number(name))
+        owner = residue[atom]
+        if (owner[1:] == owner[:-1]).any():
+            with_ca = residue[names == _as_number("CA")] if with_ca is None else with_ca
+            repeated = np.intersect1d(owner[1:][owner[1:] == owner[:-1]], with_ca)
+            _check_alternatives(atoms, atom[np.isin(owner, repeated)], residue)
         atom = atom[present[atom]]
         coords[row[atom], slot] = position[atom]  # of repeated rows the last one stays: the last-listed altloc
     has_backbone = (np.isfinite(coords) & (coords != 0)).any(axis=(1, 2))
@@ -372,12 +377,16 @@ def _backbone(structure: gemmi.Structure, residues: _Residues) -> tuple[np.ndarr
     for atom in (
         np.flatnonzero(used)[::-1],
         np.flatnonzero(present)[::-1],
-        np.flatnonzero(present & (names == b"CA")),
+        np.flatnonzero(present & (names == _as_number("CA"))),
     ):
         b_factors[row[atom]] = atoms.b_iso[atom]
     has_atoms = np.zeros(length, dtype=bool)
     has_atoms[row[present]] = True
     return coords, b_factors, has_atoms, has_backbone
+
+
+def _as_number(name: str) -> np.uint64:
+    return np.frombuffer(name.encode().ljust(8, b"\0"), np.uint64)[0]
 
 
 def _check_alternatives(atoms: gemmi.FlatStructure, found: np.ndarray, residue: np.ndarray) -> None:

@@ -54,10 +54,6 @@ class ParsedStructure:
     unread: Callable[[], str | None] = lambda: None
     first_atom: str = "row 1 of _atom_site"
 
-    def number_of(self, residue: gemmi.Residue) -> str:
-        """The residue's number in the file, with its insertion code; not a number where the file gives none."""
-        return str(residue.seqid) if self.numbers is None else self.numbers[residue.seqid.num - 1]
-
 
 class AtomLine(NamedTuple):
     """What tells residues apart: a place in the file's numbering, and the atom that stands there."""

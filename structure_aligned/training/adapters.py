@@ -9,19 +9,22 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, prepare_model_for_kbit_training
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..models.alignment import AutoModelForStructureAlignment, StructureAlignmentMixin
-from ..models.folders import holds_adapters, tokenizer_beside, whole_folder
+from ..models.folders import ADAPTER_CONFIG, holds_adapters, tokenizer_beside, whole_folder
 from ..models.modes import without_load_report
 from ..models.trunks import trunk_digest
+from ..models.weights import check_loaded, check_tensors, read_tensors, readable
 
 
 logger = logging.get_logger(__name__)
@@ -83,7 +86,22 @@ class AlignmentPeftModel(PeftModel):
             record = json.loads(path.read_text())
             _check_trunk(record, self.trunk_digest, model_id)
             _check_heads(record, self, model_id)
-        return super().load_adapter(str(model_id), adapter_name, *args, **kwargs)
+        if adapter_name in self.peft_config:
+            self._check_adapter(model_id, adapter_name)
+            return super().load_adapter(str(model_id), adapter_name, *args, **kwargs)
+        with readable(model_id):
+            result = super().load_adapter(str(model_id), adapter_name, *args, **kwargs)
+        self._check_adapter(model_id, adapter_name)
+        return result
+
+    def _check_adapter(self, folder: str | os.PathLike, adapter_name: str) -> None:
+        """PEFT only warns of adapters that are missing, and says nothing of heads."""
+        paths = [Path(folder) / name for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)]
+        path = next((path for path in paths if path.is_file()), paths[0])
+        own = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+        shapes = {name: tensor.shape for name, tensor in own.items()}
+        expected = f"the adapters and heads that {ADAPTER_CONFIG} and {RECORD_NAME} beside them describe"
+        check_tensors(read_tensors(path, expected), shapes, path, "this model with these adapters", expected)
 
 
 def add_lora(
@@ -115,7 +133,7 @@ def add_lora(
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank is {rank!r}; expected an integer of at least 1.")
     alpha = 2 * rank if alpha is None else alpha
-    if not alpha > 0:
+    if not 0 < alpha < math.inf:
         raise ValueError(f"alpha is {alpha!r}; expected a number above 0 (by default 2 · rank).")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout!r}; expected at least 0 and below 1.")
@@ -141,7 +159,10 @@ def add_lora(
 
 
 def load_adapters(
-    base: PreTrainedModel | str | os.PathLike | None, folder: str | os.PathLike, is_trainable: bool = False
+    base: PreTrainedModel | str | os.PathLike | None,
+    folder: str | os.PathLike,
+    is_trainable: bool = False,
+    dtype: torch.dtype | str = "auto",
 ) -> AlignmentPeftModel:
     """
     An alignment model with the adapters and heads of a folder.
@@ -151,9 +172,11 @@ def load_adapters(
             gets the adapters where it is; by its name or folder; or `None` for the name that `folder` has of it.
         folder (`str` or `os.PathLike`): Written by [`AlignmentPeftModel.save_pretrained`] or the Trainer.
         is_trainable (`bool`, *optional*, defaults to `False`): To train on. Otherwise it is put into evaluation mode.
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): Of a base that is loaded here.
 
     Raises:
-        ValueError: The folder holds no adapters, or those of another trunk.
+        ValueError: The folder holds no adapters, some of their weights are missing or not finite, or they
+            are those of another trunk.
     """
     folder = Path(folder)
     record = _read_record(folder)
@@ -162,13 +185,13 @@ def load_adapters(
         if not base:
             raise ValueError(f"{folder} does not say what model it adapts; give it as base.")
         try:
-            base = _load_base(base, record)
+            base = _load_base(base, record, dtype)
         except OSError as error:
             raise ValueError(
                 f"{folder} adapts {base}, which cannot be loaded here ({str(error).splitlines()[0]}); give it as base."
             ) from error
     elif not isinstance(base, torch.nn.Module):
-        base = _load_base(base, record)
+        base = _load_base(base, record, dtype)
     _check_model(base)
     _check_heads(record, base, folder)
     # Here rather than later, as it leaves the base as it is.
@@ -285,16 +308,18 @@ def _check_trunk(record: dict, digest: str | None, folder: str | os.PathLike) ->
         )
 
 
-def _load_base(name: str | os.PathLike, record: dict) -> PreTrainedModel:
+def _load_base(name: str | os.PathLike, record: dict, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     with without_load_report():
         model, info = AutoModelForStructureAlignment.from_pretrained(
-            name, structure_alignment=record["structure_alignment"], dtype="auto", output_loading_info=True
+            name,
+            structure_alignment=record["structure_alignment"],
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+    heads = {key for key in info["missing_keys"] if key.split(".")[0] == _HEADS}
     # A plain base has no alignment heads: those come with the adapters.
-    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("alignment.")):
-        logger.warning(
-            f"{name} has no weights for {', '.join(missing)}, so these are random. Give a whole checkpoint."
-        )
+    check_loaded(model, info | {"missing_keys": set(info["missing_keys"]) - heads}, name)
     return model
 
 

@@ -11,11 +11,15 @@ from ..data.batching import BATCHING, TOKENS_PER_PROTEIN
 from ..objectives.losses import LossWeights
 from ..objectives.negatives import NEGATIVES
 from ..objectives.selection import KEEP_MODES, MISSING_REFERENCE, SCOPES, num_selected
+from ..utils.numbers import check_options
 from .reference import REFERENCE_MODES
 
 
 DEFAULT_RATIO = 0.8
 """Fraction of residues kept where there is a reference model and nothing else is asked for."""
+
+_AT_LEAST_ZERO = ("learning_rate", "head_learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
+_AT_LEAST_ZERO += ("num_train_epochs", "adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 @dataclass
@@ -109,13 +113,15 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_options(vars(self), _AT_LEAST_ZERO)
         super().__post_init__()
         # Without a device to copy to, pinning only warns, once for every loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
-        if min(self.mlm_weight, self.physical_weight, self.latent_weight) < 0:
+        LossWeights(self.mlm_weight, self.physical_weight, self.latent_weight)  # says what is wrong with them
+        if self.label_smoothing_factor:
             raise ValueError(
-                f"The loss weights are {self.mlm_weight}, {self.physical_weight}, {self.latent_weight}; expected "
-                "numbers >= 0. A weight of 0 turns a task off."
+                f"label_smoothing_factor is {self.label_smoothing_factor}, which this objective does not have; leave "
+                "it out."
             )
         choices = {"selection_keep": KEEP_MODES, "selection_scope": SCOPES, "missing_reference": MISSING_REFERENCE}
         choices |= {"reference_mode": REFERENCE_MODES, "batching": BATCHING, "negatives": NEGATIVES}
@@ -143,6 +149,11 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"train_sampling_strategy is {str(self.train_sampling_strategy)!r} and batching {self.batching!r}, "
                 "which has an order of its own; use batching='proteins', or leave train_sampling_strategy out."
+            )
+        if self.batching != "proteins" and self.dataloader_drop_last:
+            raise ValueError(
+                f"dataloader_drop_last is set and batching is {self.batching!r}, whose batches are never incomplete; "
+                "use batching='proteins', or leave dataloader_drop_last out."
             )
         if self.compile_trunk and self.torch_compile:
             raise ValueError("compile_trunk and torch_compile are both set; choose one of them.")

@@ -79,6 +79,11 @@ def evaluation_metrics(
         sums = dict(zip(_SUMS, np.asarray(prediction.predictions).sum(axis=0)))
         counts = dict(zip(_KINDS, np.asarray(prediction.label_ids).sum(axis=0)))
         means = {name: sums[name] / counts[kind] for name, kind in _SUMS.items() if counts[kind] > 0}
+        if wrong := [name for name, mean in means.items() if not np.isfinite(mean)]:
+            raise ValueError(
+                f"The evaluation gives NaN or infinity for {', '.join(wrong)}; the model's weights or the dataset's "
+                "embeddings hold some, or the precision is too low."
+            )
         weights = args.loss_weights.per_loss()
         metrics = {"loss": sum(weights[name] * means.get(name, 0.0) for name in LOSS_NAMES)}
         shown = {name: f"{name}_loss" for name in LOSS_NAMES} | {"token_hits": "token_accuracy"}

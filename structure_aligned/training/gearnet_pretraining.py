@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..models.gearnet import GearNetModel
 from ..structure.chain import ProteinChain
 from ..structure.graph import RESIDUE_LETTERS, UNKNOWN_RESIDUE, ResidueGraph
+from ..utils.numbers import check_options
 
 
 OBJECTIVES = ("prediction", "contrast")
@@ -72,7 +73,8 @@ class GearNetPretraining(nn.Module):
         return self._predict(ResidueGraph.pack(graphs), generator)
 
     def _hidden(self, graph: ResidueGraph, types: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self.gearnet(graph.ca, types, edges).hidden_states, dim=1)
+        output = self.gearnet(graph.ca, types, edges, output_hidden_states=True, return_dict=True)
+        return torch.cat(output.hidden_states, dim=1)
 
     def _mask(self, types: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if not self.gearnet.config.use_residue_types:
@@ -152,6 +154,7 @@ def pretrain_gearnet(
     Returns:
         `list[dict[str, float]]`: Mean losses by name of each tenth of the steps, with the `step` it ends at.
     """
+    check_options({"epochs": epochs, "learning_rate": learning_rate, "mask_fraction": mask_fraction})
     graphs = _graphs(chains, gearnet)
     if not graphs:
         raise ValueError(f"None of {len(chains)} chains has 8 residues with CA; there is nothing to train on.")
@@ -180,6 +183,10 @@ def pretrain_gearnet(
         optimizer.zero_grad()
         schedule.step()
         sums = {name: sums.get(name, 0.0) + loss.item() for name, loss in losses.items()}
+        if not all(map(math.isfinite, sums.values())):
+            raise ValueError(
+                f"A loss of step {step} is not finite ({sums}); lower the learning rate, or look for odd chains."
+            )
         count += 1
         if step % max(1, total // 10) == 0 or step == total:
             history.append({"step": step} | {name: value / count for name, value in sums.items()})

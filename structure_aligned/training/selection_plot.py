@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..utils.names import picture_text
 from .inspection import UNDEFINED, SelectionRecord
 from .running import SELECTED_LOSSES
 
@@ -94,7 +95,11 @@ def plot_selection(record: SelectionRecord, path: str | os.PathLike) -> Path:
     epochs = max((int(values.max()) for values in record.available.values()), default=0)
     times = "once" if epochs == 1 else f"up to {epochs} times"
     figure.suptitle(
-        f"{record.id}   {length} residues, each ranked {times}", fontsize=11, color=_INK, x=0.01, ha="left"
+        f"{picture_text(record.id)}   {length} residues, each ranked {times}",
+        fontsize=11,
+        color=_INK,
+        x=0.01,
+        ha="left",
     )
     path = Path(path)
     figure.savefig(path, dpi=130, format="png")

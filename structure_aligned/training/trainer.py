@@ -32,6 +32,7 @@ from .arguments import DEFAULT_RATIO, StructureAlignmentTrainingArguments
 from .checkpoints import discard_failed_checkpoint, last_complete_checkpoint
 from .compiling import compile_trunk
 from .evaluating import evaluation_metrics, protein_tables
+from .finite import NonFiniteError, StopsWhereNotFinite, WithRowIds
 from .loading import RankCheck, token_budget_loader, token_budget_sampler
 from .reference import make_reference
 from .running import LOSS_NAMES, SELECTED_LOSSES, RunningSums, selection_logs, selection_sums
@@ -40,7 +41,7 @@ from .running import LOSS_NAMES, SELECTED_LOSSES, RunningSums, selection_logs, s
 LATENT_HEADS = ("sequence_projection", "structure_projection", "logit_scale")
 
 
-class StructureAlignmentTrainer(Trainer):
+class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
     """
     [`Trainer`] that aligns a protein language model with structures.
 
@@ -162,11 +163,13 @@ class StructureAlignmentTrainer(Trainer):
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Batches by tokens, padded or packed, or the Trainer's own: see `args.batching`."""
         if self.args.batching == "proteins" or self.train_dataset is None:
-            return super().get_train_dataloader()
+            with self._collator(WithRowIds(self.data_collator)):
+                return super().get_train_dataloader()
         sampler = token_budget_sampler(self)
         # After resuming in mid-epoch, Accelerate wraps it in a way that hides it from the Trainer's own call.
         self._set_epoch.sampler = sampler
-        return token_budget_loader(self, sampler)
+        with self._collator(WithRowIds(self.data_collator)):
+            return token_budget_loader(self, sampler)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -288,6 +291,8 @@ class StructureAlignmentTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
+        except NonFiniteError:
+            raise
         except Exception as error:
             # Whatever the writers make of a full disk: OSError, RuntimeError and SafetensorError have been seen.
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -334,21 +339,24 @@ class StructureAlignmentTrainer(Trainer):
         return output
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
-        with self._evaluation_collator():
+        with self._collator(self._evaluation_collator()):
             return super().get_eval_dataloader(*args, **kwargs)
 
     def get_test_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
-        with self._evaluation_collator():
+        with self._collator(self._evaluation_collator()):
             return super().get_test_dataloader(*args, **kwargs)
 
-    @contextlib.contextmanager
-    def _evaluation_collator(self) -> Iterator[None]:
+    def _evaluation_collator(self) -> Any:
         collator = self.data_collator
-        self.data_collator = collator.for_evaluation() if hasattr(collator, "for_evaluation") else collator
+        return collator.for_evaluation() if hasattr(collator, "for_evaluation") else collator
+
+    @contextlib.contextmanager
+    def _collator(self, collator: Any) -> Iterator[None]:
+        own, self.data_collator = self.data_collator, collator
         try:
             yield
         finally:
-            self.data_collator = collator
+            self.data_collator = own
 
     @torch.no_grad()
     def prediction_step(

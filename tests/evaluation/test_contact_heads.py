@@ -262,11 +262,10 @@ def test_no_head(tmp_path):
         ContactRegression.from_pretrained(tmp_path)
 
 
-def test_heads_that_are_fresh_or_stale_are_warned_of(caplog):
+def test_a_fresh_head_is_refused_and_a_stale_one_warned_of(caplog):
     model = tiny.esm_model()
-    predict_contacts(model, SEQUENCES)
-    assert "never been fitted" in caplog.text
-    caplog.clear()
+    with pytest.raises(ValueError, match="never been fitted"):
+        predict_contacts(model, SEQUENCES)
     random_esm_head(model)
     predict_contacts(model, SEQUENCES)
     assert not warnings_of(caplog)

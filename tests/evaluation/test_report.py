@@ -277,7 +277,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["esm.encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights of its trunk, such as .*layer.1.output.dense.weight"):
+    with pytest.raises(
+        ValueError, match=r"lacks 1 of the weights that are needed, such as .*layer.1.output.dense.weight"
+    ):
         load_checkpoint("broken", tmp_path)
 
 

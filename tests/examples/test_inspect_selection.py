@@ -17,6 +17,7 @@ from structure_aligned import (
     untrained_gearnet,
     write_synthetic_folds,
 )
+from structure_aligned.utils.names import safe_file_name
 
 
 ROOT = Path(__file__).parents[2]
@@ -71,3 +72,19 @@ def test_report_by_the_models_own_loss(root, tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.tsv"))) == 1
     refused = start(*common, "--split", "test", check=False)
     assert refused.returncode != 0 and "has the splits train and no 'test'" in refused.stderr
+
+
+def test_an_id_stays_inside_the_folder_and_is_no_formula(root, tmp_path):
+    data = datasets.load_from_disk(root / "data")["train"]
+    hostile = "../../x$\\frac$\t<b>"
+    renamed = data.map(lambda row, index: {"id": hostile if index == 0 else row["id"]}, with_indices=True)
+    datasets.DatasetDict(train=renamed.cast(data.features)).save_to_disk(tmp_path / "data")
+    output = tmp_path / "a" / "b"
+    start(
+        *("--model", root / "model", "--dataset", tmp_path / "data", "--output", output, "--use_cpu"),
+        *("--num_chains", 1, "--selection_ratio", 0.5),
+    )
+    name = safe_file_name(hostile)
+    assert {path.name for path in output.iterdir()} == {f"{name}.png", f"{name}.tsv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "data"}
+    assert {path.name for path in output.parent.iterdir()} == {"b"}

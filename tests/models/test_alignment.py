@@ -3,12 +3,14 @@ The contract of the alignment classes, the same for every trunk: shapes, save an
 batch independence. The training step over two processes is in `tests/training/test_processes.py`.
 """
 
+import inspect
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, BertConfig
+from transformers.utils.generic import find_labels
 
 from structure_aligned.models.alignment import AutoModelForStructureAlignment
 from structure_aligned.models.heads import INITIAL_LOGIT_SCALE, StructureAlignmentOutput
@@ -65,6 +67,45 @@ def test_shapes_and_what_depends_on_what(family):
     assert torch.equal(model(**inputs(family, labels=False), return_dict=False)[0], out.logits)
     loss, logits, *_ = model(**inputs(family), return_dict=False)
     assert torch.equal(loss, out.loss) and torch.equal(logits, out.logits)
+
+
+def named_arguments(model_class):
+    parameters = inspect.signature(model_class.forward).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+
+
+def test_forward_takes_the_arguments_of_its_parent_in_their_order_and_then_its_own(family):
+    arguments, parents = named_arguments(family.aligned), named_arguments(family.plain)
+    own = ["structure_labels", "structure_embeddings", "residue_mask"]
+    assert arguments[: len(parents) + len(own)] == parents + own
+    named = {"position_ids", "inputs_embeds", "output_attentions", "output_hidden_states", "return_dict"}
+    assert named <= set(arguments)
+    assert find_labels(family.aligned) == ["labels", "structure_labels"]
+
+
+def test_arguments_by_position_are_those_of_the_parent(family):
+    model, given = family.model(), inputs(family)
+    plain = family.plain(family.config()).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    embeddings = torch.randn(BATCH, LENGTH, 32)
+    positions = torch.arange(0, 3 * LENGTH, 3).expand(BATCH, LENGTH)
+    by_position = (None, given["attention_mask"], positions, embeddings)
+    assert torch.equal(model(*by_position).logits, plain(*by_position).logits)
+    by_name = dict(zip(("attention_mask", "position_ids", "inputs_embeds"), by_position[1:]))
+    assert torch.equal(model(**by_name).logits, plain(**by_name).logits)
+    assert not torch.equal(model(inputs_embeds=embeddings).logits, model(**by_name).logits)
+
+
+def test_what_is_recorded_is_asked_for_by_argument_or_configuration(family):
+    model, given = family.model(attn_implementation="eager"), inputs(family, labels=False)
+    out = model(**given, output_attentions=True, output_hidden_states=True)
+    assert len(out.attentions) == 2 and len(out.hidden_states) == family.hidden_states
+    model.config.output_hidden_states = True
+    assert len(model(**given).hidden_states) == family.hidden_states
+    assert model(**given, output_hidden_states=False).hidden_states is None
+    model.config.return_dict = False
+    assert isinstance(model(**given), tuple)
+    assert isinstance(model(**given, return_dict=True), StructureAlignmentOutput)
 
 
 def test_nan_outside_the_residue_mask_reaches_no_gradient(family):

@@ -132,6 +132,45 @@ def test_a_training_step_moves_every_weight_and_statistic():
     assert [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])] == []
 
 
+def test_hidden_states_and_tuples_as_asked_for():
+    model, graph = tiny_model(), ResidueGraph.from_chain(compact_ca(20), random_sequence(20))
+    inputs = {"ca": graph.ca, "residue_types": graph.residue_types, "edges": graph.edges}
+    assert next(iter(inputs)) == model.main_input_name
+    output = model(**inputs, output_hidden_states=True)
+    assert len(output.hidden_states) == 3 and output.hidden_states[-1] is output.last_hidden_state
+    assert model(**inputs, output_hidden_states=False).hidden_states is None
+    (alone,) = model(**inputs, output_hidden_states=False, return_dict=False)
+    assert torch.equal(alone, output.last_hidden_state)
+    embedded = model.embed(graph.ca, "G" * 20, layers="all")
+    model.config.return_dict = model.config.output_hidden_states = False
+    assert isinstance(model(**inputs), tuple) and len(model(**inputs)) == 1
+    assert model(**inputs, return_dict=True).hidden_states is None
+    assert torch.equal(model.embed(graph.ca, "G" * 20, layers="all"), embedded)  # whatever the configuration says
+
+
+@pytest.mark.parametrize("bins", [8, None])
+def test_exported_program_gives_the_same(bins):
+    model, graph = tiny_model(torch.float64, num_angle_bin=bins), ResidueGraph.from_chain(compact_ca(30), "G" * 30)
+    inputs = {"ca": graph.ca.double(), "residue_types": graph.residue_types, "edges": graph.edges}
+    program = torch.export.export(model, (), inputs).module()
+    moved = inputs | {"ca": inputs["ca"] + torch.randn(30, 3, dtype=torch.float64)}  # other angles, other bins
+    shuffled = inputs | {"edges": graph.edges[torch.randperm(len(graph.edges))]}
+    for given in (inputs, moved, shuffled):
+        found, wanted = program(**given), model(**given)
+        torch.testing.assert_close(found.last_hidden_state, wanted.last_hidden_state, rtol=1e-10, atol=1e-10)
+    assert torch.equal(program(**moved)[0], program(**inputs)[0]) == (bins is None)
+
+
+def test_exported_program_has_torchdrugs_numbers(golden):
+    model = GearNetModel.from_torchdrug(golden("gearnet_edge_tiny", VARIANTS[0][0]))
+    expected = load_file(golden("gearnet_edge_tiny", f"{NAMES[0]}.safetensors"))
+    ca, types = expected["ca"], expected["residue_type"].long()
+    inputs = {"ca": ca, "residue_types": types, "edges": residue_graph(ca, **model.config.graph_options)}
+    with torch.no_grad():
+        found = torch.cat(torch.export.export(model, (), inputs).module()(**inputs).hidden_states, dim=1)
+    assert relative_error(found, expected[VARIANTS[0][1]]) < 5e-6
+
+
 def test_edges_in_any_order():
     model, graph = tiny_model(torch.float64), ResidueGraph.from_chain(compact_ca(30).double(), random_sequence(30))
     shuffled = graph.edges[torch.randperm(len(graph.edges))]

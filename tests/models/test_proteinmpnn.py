@@ -131,6 +131,22 @@ def test_equals_the_plain_version(options):
         torch.testing.assert_close(model.embed_batch([one])[0], wanted, rtol=1e-9, atol=1e-9)
 
 
+def test_hidden_states_and_tuples_as_asked_for():
+    model, graph = tiny_model(), BackboneGraph.from_chain(torch.from_numpy(made_chain(20).coords[:, :4]), None, 12)
+    inputs = {"coords": graph.coords, "neighbors": graph.neighbors}
+    output = model(**inputs, output_hidden_states=True)
+    assert len(output.hidden_states) == 3 and output.hidden_states[-1] is output.last_hidden_state
+    shorter = tiny_model(num_encoder_layers=2)
+    shorter.load_state_dict(model.state_dict(), strict=False)
+    torch.testing.assert_close(output.hidden_states[1], shorter(**inputs).last_hidden_state)
+    assert model(**inputs).hidden_states is None
+    model.config.output_hidden_states, model.config.return_dict = True, False
+    last, hidden_states = model(**inputs)
+    assert torch.equal(last, output.last_hidden_state) and len(hidden_states) == 3
+    assert isinstance(model(**inputs, return_dict=True), proteinmpnn.ProteinMPNNOutput)
+    assert model.embed_batch([made_chain(20)])[0].shape == (20, 16)  # whatever the configuration says
+
+
 @pytest.mark.parametrize("k", [6, 50], ids=["more-than-k", "fewer-than-k"])
 def test_incomplete_residues_are_nan_and_masked_for_the_others(k):
     model = tiny_model(torch.float64, num_neighbors=k)

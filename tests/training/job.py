@@ -40,6 +40,14 @@ class Damaged(DataCollatorForStructureAlignment):
         return super()._example(row)
 
 
+class Spoilt(StructureAlignmentTrainer):
+    rank = None
+
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        return loss * (torch.nan if self.rank == self.args.process_index and self.state.global_step == 2 else 1.0)
+
+
 def run(
     output,
     family="esm",
@@ -51,6 +59,7 @@ def run(
     without_structure=(),
     reference=False,
     broken_row=None,
+    spoilt_rank=None,
     lora=None,
     **options,
 ):
@@ -74,7 +83,8 @@ def run(
     arguments = {"output_dir": str(output), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
     collator = Damaged(tokenizer)
     collator.broken = f"row{broken_row}_A"
-    trainer = StructureAlignmentTrainer(
+    Spoilt.rank = spoilt_rank
+    trainer = (StructureAlignmentTrainer if spoilt_rank is None else Spoilt)(
         model,
         StructureAlignmentTrainingArguments(**(arguments | options)),
         collator,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -219,6 +220,19 @@ def test_a_batch_that_cannot_be_loaded_ends_all_ranks(tmp_path):
     other = [error for error in errors if "another could not load its batch" in error]
     assert len(own) == len(other) == 1, errors
     assert "ValueError: row3_A is damaged" in other[0]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path):
+    options = {"batching": "proteins", "per_device_train_batch_size": 1, "max_steps": 6, "save_steps": 2}
+    options |= {"save_strategy": "steps", "logging_steps": 2}
+    results = launch_alone(tmp_path, 2, rows=8, spoilt_rank=1, **options)
+    assert all(code is not None and code > 0 for _, code in results), results
+    for stderr, _ in results:
+        # The other rank sees it in the averaged gradient too, and names both.
+        assert re.search(r"NonFiniteError: .*The loss of step 3 is not finite, in the batch of row\d_A", stderr), (
+            stderr
+        )
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 @pytest.mark.parametrize("batching", ["tokens", pytest.param("packed", marks=pytest.mark.slow)])
