@@ -33,6 +33,7 @@ import torch
 from torch.nn.functional import normalize
 
 from structure_aligned.objectives.contrastive import contrastive_losses
+from structure_aligned.utils.files import write_text
 
 
 OWN_BACKENDS = ("reference", "chunked", "triton")
@@ -250,7 +251,7 @@ def main():
         for dropped in arguments.dropped:
             lines += bench(size, dropped, arguments, rate)
     if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+        write_text(arguments.output, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

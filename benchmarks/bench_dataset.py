@@ -21,6 +21,7 @@ import torch
 from structure_aligned import GearNetModel, StructureDatasetBuilder, decode_embedding, untrained_gearnet
 from structure_aligned.data.selecting import resolve_structures
 from structure_aligned.structure.synthetic import write_synthetic_folds
+from structure_aligned.utils.files import write_text
 
 
 def build(files: list[Path], pgnn: GearNetModel, cache: Path, features: Path, num_proc: int) -> tuple:
@@ -102,7 +103,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if args.output is not None:
-        args.output.write_text(text + "\n")
+        write_text(args.output, text + "\n")
 
 
 if __name__ == "__main__":

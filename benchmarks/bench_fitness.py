@@ -27,6 +27,7 @@ from transformers import AutoModelForMaskedLM
 from structure_aligned.evaluation.fitness import score_mutations
 from structure_aligned.evaluation.masked_lm import AMINO_ACIDS
 from structure_aligned.models.trunks import fresh_trunk
+from structure_aligned.utils.files import write_text
 
 
 def parse_arguments():
@@ -145,7 +146,7 @@ def main():
     table = bench(arguments)
     print(table)
     if arguments.output:
-        arguments.output.write_text(table + "\n")
+        write_text(arguments.output, table + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from structure_aligned.models.gearnet import MAX_EDGES, GearNetModel
 from structure_aligned.structure.graph import NODE_FEATURE_DIM, ResidueGraph
 from structure_aligned.structure.line_graph import LineGraph
 from structure_aligned.structure.synthetic import synthetic_chains
+from structure_aligned.utils.files import write_text
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -195,7 +196,7 @@ def main():
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.output:
-        arguments.output.write_text(text, encoding="utf-8")
+        write_text(arguments.output, text)
 
 
 def present_rows(embeddings):

@@ -29,6 +29,7 @@ import transformers
 from structure_aligned.models.alignment import AutoModelForStructureAlignment
 from structure_aligned.models.trunks import fresh_trunk
 from structure_aligned.training.adapters import add_lora, four_bit_config
+from structure_aligned.utils.files import write_text
 
 
 CASES = {
@@ -185,7 +186,7 @@ def main():
                 )
                 print(lines[-1], flush=True)
     if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+        write_text(arguments.output, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

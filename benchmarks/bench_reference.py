@@ -30,6 +30,7 @@ from structure_aligned import (
 from structure_aligned.training.pretrained import load_tokenizer
 from structure_aligned.training.reference import PrecomputedReference
 from structure_aligned.training.running import SELECTED_LOSSES
+from structure_aligned.utils.files import write_text
 
 
 def parse_arguments():
@@ -182,7 +183,7 @@ def main():
     ]
     print("\n".join(lines))
     if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+        write_text(arguments.output, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

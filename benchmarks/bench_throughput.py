@@ -38,6 +38,7 @@ from structure_aligned import (
 )
 from structure_aligned.data.batching import row_lengths
 from structure_aligned.objectives.losses import IGNORE_INDEX
+from structure_aligned.utils.files import write_text
 
 
 SIZES = {"8M": (6, 320, 20), "35M": (12, 480, 20), "150M": (30, 640, 20), "650M": (33, 1280, 20)}
@@ -246,7 +247,7 @@ def main():
         for size in arguments.size:
             lines += bench(size, dataset, arguments, folder)
     if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+        write_text(arguments.output, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

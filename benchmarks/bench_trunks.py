@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from structure_aligned import AutoModelForStructureAlignment, fresh_trunk
+from structure_aligned.utils.files import write_text
 
 
 MODELS = {
@@ -221,7 +222,7 @@ def main():
     lines += ["", "; ".join(sizes) + "."]
     print("\n".join(lines[-2:]))
     if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+        write_text(arguments.output, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from structure_aligned.evaluation.contacts import CONTACT_THRESHOLD, contact_map
 from structure_aligned.evaluation.trunk_outputs import ResidueAttention, attention_shape
 from structure_aligned.models.weights import load_whole
 from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.files import write_text
 
 
 SCALE = 30.0  # corrected maps of a few hundred residues are of the order of 1 / 100
@@ -133,8 +134,9 @@ def main() -> None:
             progress.set_postfix(loss=f"{running:.4f}", refresh=False)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-    (args.output / "ceiling.json").write_text(
-        json.dumps({"chains": len(chains), "loss": running} | {key: str(value) for key, value in vars(args).items()})
+    write_text(
+        args.output / "ceiling.json",
+        json.dumps({"chains": len(chains), "loss": running} | {key: str(value) for key, value in vars(args).items()}),
     )
     print(f"{len(chains)} chains, contact loss {running:.4f}; saved {args.output}.")
 

@@ -23,8 +23,8 @@ run_all() {
     taskset -c "$SLOT" "$@" > outputs/logs/$name.log 2>&1 && touch outputs/logs/$name.done || { echo "$name failed: outputs/logs/$name.log" >&2; exit 1; }'
 }
 
-launch() { echo "$1 $(dirname "$python")/accelerate launch --config_file $two $code/examples/train.py $code/examples/configs/evidence.yaml $code/examples/configs/ablation/$2.yaml --output_dir outputs/$1 --cache_dir outputs/cache --seed 0"; }
-train() { echo "$1 $python $code/examples/train.py $code/examples/configs/evidence.yaml $code/examples/configs/ablation/$2.yaml --output_dir outputs/$1 --cache_dir outputs/cache --seed $3 ${*:4}"; }
+launch() { echo "$1 $(dirname "$python")/accelerate launch --config_file $two $code/examples/train.py $code/examples/configs/evidence.yaml $code/examples/configs/ablation/$2.yaml --output_dir outputs/$1 --resume_from_checkpoint true --cache_dir outputs/cache --seed 0"; }
+train() { echo "$1 $python $code/examples/train.py $code/examples/configs/evidence.yaml $code/examples/configs/ablation/$2.yaml --output_dir outputs/$1 --resume_from_checkpoint true --cache_dir outputs/cache --seed $3 ${*:4}"; }
 
 for stage in "$@"; do
   case $stage in
@@ -34,8 +34,8 @@ for stage in "$@"; do
         --num_train_epochs 1.2 --learning_rate 1e-3 --warmup_steps 200 --half_precision --save_strategy no --report_to none
       structures="--structures $data/structures/train --validation_structures $data/structures/valid"
       run_all <<RUNS
-gearnet $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet
-gearnet_geometry $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet_geometry --use_residue_types False
+gearnet $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet --resume_from_checkpoint true
+gearnet_geometry $python $code/examples/pretrain_gearnet.py $structures --output_dir outputs/gearnet_geometry --resume_from_checkpoint true --use_residue_types False
 RUNS
       $python -c "
 from structure_aligned.models.pgnn import untrained_gearnet
@@ -52,7 +52,7 @@ pgnn.save_pretrained('outputs/gearnet_untrained')"
       ;;
     reference)
       $python "$code/examples/train_reference.py" "$code/examples/configs/evidence.yaml" --output_dir outputs/reference \
-        --num_train_epochs 15
+        --num_train_epochs 15 --resume_from_checkpoint true
       ;;
     main)
       for seed in $seeds; do train "full_$seed" full "$seed"; train "mlm_only_$seed" mlm_only "$seed"; done | run_all

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from structure_aligned.evaluation.report_tables import baseline_of, comparisons, estimates, over_seeds, series_of
 from structure_aligned.evaluation.statistics import holm
+from structure_aligned.utils.files import atomic_file
 
 
 PRIMARY = ("contacts", "all_P@L")
@@ -146,7 +147,8 @@ def plot(results, names, arguments):
         axes.tick_params(axis="y", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("one dot per seed, with the 95 % interval over proteins", fontsize=8)
-    figure.savefig(arguments.plot, dpi=130)
+    with atomic_file(arguments.plot) as file:
+        figure.savefig(file, dpi=130)
 
 
 def main():

@@ -43,6 +43,7 @@ from structure_aligned import (
     write_training_chains,
 )
 from structure_aligned.objectives.losses import IGNORE_INDEX
+from structure_aligned.utils.files import atomic_file, write_text
 
 
 ARMS = {"none": {"selection_ratio": 1.0}, "largest": {}, "smallest": {"selection_keep": "smallest"}}
@@ -222,7 +223,8 @@ def plot(dropped, path):
     axes.set_ylabel("share of residues dropped")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=130)
 
 
 def main():
@@ -288,9 +290,9 @@ def main():
         lines.append(f"| {arm} | {spread(values, 4)} | {difference} |")
     print("\n".join(lines))
     raw = {"accuracy": accuracy, "dropped": {f"{a}/{n}": [v.tolist() for v in vs] for (a, n), vs in dropped.items()}}
-    (arguments.work / "result.json").write_text(json.dumps(raw, indent=1))
+    write_text(arguments.work / "result.json", json.dumps(raw, indent=1))
     if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+        write_text(arguments.output, "\n".join(lines) + "\n")
         plot(dropped, arguments.output.with_suffix(".png"))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import datasets
 import torch
-import yaml
 from closing import ClosingTable, structure_files
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -24,7 +23,9 @@ from structure_aligned import (
 )
 from structure_aligned.hub.cards import ModelCardCallback
 from structure_aligned.hub.results import BEFORE_FILE, EVAL_FILE, MAJORITY
+from structure_aligned.training.output_folder import check_output_dir, checkpoint_to_resume, clear_output_dir
 from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.files import read_yaml
 from structure_aligned.utils.numbers import check_options
 
 
@@ -80,8 +81,10 @@ def parse_arguments(
     if not paths and not any(option.split("=")[0] in ("--structures", "--dataset") for option in argv):
         paths = [] if without_data is None else [without_data]
     for path in paths:
-        options = yaml.safe_load(path.read_text()) or {}
-        if unknown := sorted(set(options) - {action.dest for action in parser._actions}):
+        options = read_yaml(path, "a file of options") or {}
+        if not isinstance(options, dict):
+            raise ValueError(f"{path} holds a {type(options).__name__}; expected lines of `option: value`.")
+        if unknown := sorted(map(str, set(options) - {action.dest for action in parser._actions})):
             raise ValueError(f"{path} has unknown options {unknown}; `--help` lists the known ones.")
         parser.set_defaults(**options)
     parsed = parser.parse_args_into_dataclasses(argv)
@@ -91,6 +94,7 @@ def parse_arguments(
 
 
 def start_process(training_args: StructureAlignmentTrainingArguments) -> None:
+    check_output_dir(training_args)
     set_seed(training_args.seed)
     if training_args.device.type == "cpu" and training_args.world_size == 1:
         use_all_cores()
@@ -110,7 +114,9 @@ def load_data(model_args: ModelArguments, args: DataArguments, output_dir: Path)
         structures = {}
         for split, count in (("train", args.num_synthetic), ("validation", max(8, args.num_synthetic // 5))):
             structures[split] = output_dir / "synthetic_folds" / split
-            write_synthetic_folds(structures[split], count, seed=0 if split == "train" else 1)
+            written = write_synthetic_folds(structures[split], count, seed=0 if split == "train" else 1)
+            for path in set(structures[split].iterdir()) - set(written):
+                path.unlink(missing_ok=True)  # of an earlier run with more folds
     else:
         structures = {"train": args.structures}
         if args.validation_structures is not None:
@@ -150,7 +156,8 @@ def run(trainer: StructureAlignmentTrainer, data_args: DataArguments) -> None:
     closing = ClosingTable(trainer, files, data_args.closing_contacts)
     closing.score()
     before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    clear_output_dir(args)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir))
     after = trainer.evaluate()
     trainer.save_model()
     trainer.save_metrics(BEFORE_FILE.removesuffix("_results.json"), before, combined=False)

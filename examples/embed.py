@@ -19,7 +19,6 @@ letters become upper-case, J becomes X; empty sequences and other signs are erro
 """
 
 import argparse
-import sys
 
 import torch
 
@@ -30,6 +29,7 @@ from structure_aligned.inference.embedding_folder import SHARD_RESIDUES, Embeddi
 from structure_aligned.inference.embedding_plan import DUPLICATES
 from structure_aligned.inference.embeddings import POOLINGS
 from structure_aligned.training.pretrained import load_language_model, load_tokenizer
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -92,11 +92,9 @@ def run(args: argparse.Namespace) -> None:
         print(summary(report))
 
 
+@clean_errors
 def main(argv: list[str] | None = None) -> None:
-    try:
-        run(parse_arguments(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from structure_aligned.evaluation.report import evaluate_models
 from structure_aligned.evaluation.report_inputs import EvaluationOptions, load_inputs
 from structure_aligned.evaluation.report_tasks import DEFAULT_TASKS, TASKS
 from structure_aligned.evaluation.report_text import summary_text
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -99,13 +100,11 @@ def run(args: argparse.Namespace, command: str) -> dict:
     )
 
 
+@clean_errors
 def main(argv: list[str] | None = None) -> None:
     command = shlex.join(["python", *(sys.argv if argv is None else [__file__, *argv])])
     args = parse_arguments(argv)
-    try:
-        report = run(args, command)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    report = run(args, command)
     print(f"\n{summary_text(report['summary'])}\n")
     for task, reason in report["left_out"].items():
         print(f"Left out: {task} {reason}.")

@@ -12,12 +12,12 @@ An ESM2 is loaded by plain Transformers: EsmForMaskedLM.from_pretrained("exporte
 """
 
 import argparse
-import sys
 
 from structure_aligned.hub.export import export_trunk
 from structure_aligned.models.folders import holds_adapters
 from structure_aligned.training.adapters import merge_adapters
 from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -58,4 +58,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    clean_errors(main)()

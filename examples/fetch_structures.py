@@ -4,18 +4,22 @@ Fetch structures from the PDB and from AlphaFold DB: a folder of mmCIF files for
     python examples/fetch_structures.py --ids 1ubq P00520 --output structures
     python examples/fetch_structures.py --file ids.txt --output structures
 
-PDB ids and UniProt accessions may be mixed. A file has one per line (what follows white space or a comma is not read,
-nor are lines that begin with #); - is the standard input. Every file is parsed before it gets its name, so the command
-may be killed and started again: what is there and sound is kept. What could not be had, and why, is written to
-fetch_report.tsv; the exit code is then 1. Please leave --max_connections and --delay at what the archives can bear.
+PDB ids and UniProt accessions may be mixed, and separated by spaces, commas or line ends. Of a line of a file whose
+first word alone is an id, the rest is not read, nor are lines that begin with #; - is the standard input. Each file is
+parsed before it gets its name, so the command may be killed and started again: what is there and sound is kept. What
+could not be had, and why, is written to fetch_report.tsv; the exit code is then 1. Please leave --max_connections and
+--delay at what the archives can bear.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from structure_aligned.structure.downloading import USER_AGENT
-from structure_aligned.structure.fetch import AFDB_URL, PDB_URL, REPORT_NAME, fetch_structures
+from structure_aligned.structure.fetch import AFDB_URL, PDB_URL, REPORT_NAME, fetch_structures, split_ids
+from structure_aligned.utils.files import read_lines
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -38,15 +42,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_ids(path: str) -> list[str]:
-    if path != "-" and not Path(path).is_file():
-        raise ValueError(f"{path} is no file; give a file of ids, or - for the standard input.")
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-    lines = (line.strip() for line in text.splitlines())
-    return [line.replace(",", " ").split()[0] for line in lines if line.strip(", ") and not line.startswith("#")]
+    lines = read_lines(path, "a file of ids, or - for the standard input")
+    return [one for line in lines for one in split_ids(line)]
 
 
 def run(args: argparse.Namespace) -> int:
-    ids = [*args.ids, *([] if args.file is None else read_ids(args.file))]
+    ids = [one for given in args.ids for one in split_ids(given)]
+    ids += [] if args.file is None else read_ids(args.file)
     if not ids:
         raise ValueError("There is nothing to fetch; give --ids, or --file with at least one id.")
     names = ("pdb_url", "afdb_url", "afdb_version", "max_connections", "delay", "timeout", "retries", "backoff")
@@ -63,13 +65,9 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.failed else 0
 
 
+@partial(clean_errors, code=2)
 def main(argv: list[str] | None = None) -> None:
-    try:
-        code = run(parse_arguments(argv))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+    sys.exit(run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ from structure_aligned import (
     selection_table,
 )
 from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.files import write_text
 from structure_aligned.utils.names import plain_text, safe_file_name
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -104,7 +106,8 @@ def main() -> None:
     trainer = make_trainer(args, dataset)
     if trainer.reference is None:
         print("No reference: residues are ranked by the model's own loss.")
-    chains = args.chains or dataset["id"][: args.num_chains]
+    chains = [one for given in args.chains or () for one in given.split(",") if one]
+    chains = chains or dataset["id"][: args.num_chains]
     records = list(selection_frequency(trainer, dataset, args.epochs, chains).values())
     if args.structures:
         records = with_secondary(records, dataset, args.structures)
@@ -112,7 +115,7 @@ def main() -> None:
     for record in records:
         path = args.output / safe_file_name(record.id)
         plot_selection(record, f"{path}.png")
-        Path(f"{path}.tsv").write_text(selection_table(record))
+        write_text(f"{path}.tsv", selection_table(record))
     ratio = "everything" if args.selection_keep == "all" else f"{args.selection_keep} {args.selection_ratio:.0%}"
     print(f"\nModel {args.model}, {len(records)} chains, {ratio} of each batch kept\n")
     print(selection_summary(records))
@@ -120,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

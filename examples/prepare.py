@@ -34,6 +34,7 @@ from structure_aligned import QualityThresholds, load_pgnn
 from structure_aligned.data.ranks import launched_ranks
 from structure_aligned.data.sharding import prepare_dataset
 from structure_aligned.utils.numbers import check_options
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

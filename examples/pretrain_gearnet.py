@@ -7,7 +7,6 @@ Ends with what linear probes read from its embeddings on the validation chains, 
 same size, and a folder that `--pgnn` of examples/prepare.py and examples/train.py takes.
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -25,6 +24,14 @@ from structure_aligned.evaluation.pgnn_probes import evaluate_pgnn
 from structure_aligned.models.folders import halve_stored_weights
 from structure_aligned.models.pgnn import untrained_gearnet
 from structure_aligned.training.gearnet_pretraining import pretrain_gearnet
+from structure_aligned.training.output_folder import (
+    OVERWRITE_HELP,
+    check_output_dir,
+    checkpoint_to_resume,
+    clear_output_dir,
+)
+from structure_aligned.utils.files import write_json
+from structure_aligned.utils.scripts import clean_errors
 
 
 SUMMARY_NAME = "pretraining.json"
@@ -47,6 +54,11 @@ class Arguments:
     probe_chains: int = field(default=300, metadata={"help": "Training chains that the probes are fitted on."})
     half_precision: bool = field(default=False, metadata={"help": "Store the weights in float16."})
     seed: int = field(default=0, metadata={"help": "Of weights, masks and order."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints, of which one is kept."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from; true for the newest in the output folder."}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
 
 
 def read_all(structures: str) -> list[ProteinChain]:
@@ -61,11 +73,13 @@ def mean_probes(pgnn: GearNetModel, train: list[ProteinChain], validation: list[
 
 def main() -> None:
     (args,) = HfArgumentParser([Arguments]).parse_args_into_dataclasses(sys.argv[1:])
+    check_output_dir(args)
     use_all_cores()
     train, validation = read_all(args.structures), read_all(args.validation_structures)
     torch.manual_seed(args.seed)
     options = {"embedding_layers": args.embedding_layers, "use_residue_types": args.use_residue_types}
     gearnet = GearNetModel(GearNetConfig(hidden_dims=args.hidden_dims, **options))
+    clear_output_dir(args)
     start = time.perf_counter()
     history = pretrain_gearnet(
         gearnet,
@@ -76,6 +90,9 @@ def main() -> None:
         residues_per_batch=args.residues_per_batch,
         mask_fraction=args.mask_fraction,
         seed=args.seed,
+        output_dir=args.output_dir,
+        save_steps=args.save_steps,
+        resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir),
     )
     hours = (time.perf_counter() - start) / 3600
     folder = Path(args.output_dir)
@@ -102,7 +119,7 @@ def main() -> None:
         "probes": probes,
         "options": vars(args),
     }
-    (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY_NAME, summary)
     print(f"{'probe, validation chains':28}{'untrained':>12}{'pre-trained':>14}")
     for name in PROBES:
         print(f"{name:28}{probes['untrained'][name]:12.3f}{probes['pre-trained'][name]:14.3f}")
@@ -110,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

@@ -7,7 +7,6 @@ Further options are the Trainer's. Ends with the perplexity on held-out proteins
 `AutoModelForMaskedLM` loads and examples/train.py aligns (`--model_name_or_path outputs/pretrained`).
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -36,11 +35,20 @@ from structure_aligned.hub.results import file_digest
 from structure_aligned.inference.fasta import clean_sequence, read_fasta
 from structure_aligned.models.folders import halve_stored_weights, refuse_adapters
 from structure_aligned.models.weights import load_whole
+from structure_aligned.training.agreement import check_ranks_agree
 from structure_aligned.training.compiling import compile_trunk
 from structure_aligned.training.finite import StopsWhereNotFinite, WithRowIds
-from structure_aligned.training.loading import token_budget_loader, token_budget_sampler
+from structure_aligned.training.loading import RankCheck, token_budget_loader, token_budget_sampler
+from structure_aligned.training.output_folder import (
+    OVERWRITE_HELP,
+    check_output_dir,
+    checkpoint_to_resume,
+    clear_output_dir,
+)
 from structure_aligned.training.pretrained import load_language_model, load_tokenizer
+from structure_aligned.utils.files import write_json
 from structure_aligned.utils.numbers import check_options
+from structure_aligned.utils.scripts import clean_errors
 
 
 SUMMARY_NAME = "pretraining.json"
@@ -83,6 +91,7 @@ class PretrainingArguments(TrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the proteins, a crop of each."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator needs them."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
 
     def __post_init__(self) -> None:
         check_options(vars(self), ("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs"))
@@ -164,6 +173,7 @@ def held_out_perplexity(folder: str, held_out: datasets.Dataset, proteins: int) 
 def main() -> None:
     parser = HfArgumentParser([ModelArguments, DataArguments, PretrainingArguments])
     model_args, data_args, args = parser.parse_args_into_dataclasses(sys.argv[1:])
+    check_output_dir(args)
     set_seed(args.seed)
     if args.device.type == "cpu" and args.world_size == 1:
         use_all_cores()
@@ -181,8 +191,12 @@ def main() -> None:
         processing_class=tokenizer,
     )
     trainer.add_callback(SetEpoch(trainer))
+    clear_output_dir(args)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+    with RankCheck():
+        check_ranks_agree(trainer, checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     hours = (time.perf_counter() - start) / 3600
     trainer.save_model()
     if not trainer.is_world_process_zero():
@@ -200,7 +214,7 @@ def main() -> None:
         **held_out_perplexity(args.output_dir, data["validation"], data_args.perplexity_proteins),
         "options": vars(model_args) | {"max_length": data_args.max_length} | changed_options(args),
     }
-    (Path(args.output_dir) / SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(Path(args.output_dir) / SUMMARY_NAME, summary)
     print(f"Held-out perplexity {summary['perplexity']:.2f}; saved {args.output_dir}.")
 
 
@@ -210,4 +224,4 @@ def changed_options(args: PretrainingArguments) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

@@ -17,6 +17,7 @@ from datasets.config import DATASETDICT_JSON_FILENAME
 from structure_aligned.hub.cards import CARD_NAME, add_results, write_model_card
 from structure_aligned.hub.prepared_dataset import push_dataset_to_hub
 from structure_aligned.hub.push import push_to_hub
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

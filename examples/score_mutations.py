@@ -10,19 +10,19 @@ DMS_score, as in ProteinGym, prints how well the scores rank it. Errors name the
 """
 
 import argparse
-import csv
-import gzip
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import structure_aligned  # noqa: F401 (registers AMPLIFY)
-from structure_aligned.evaluation.assays import fitness_metrics, read_single_fasta, read_table
+from structure_aligned.evaluation.assays import fitness_metrics
 from structure_aligned.evaluation.fitness import STRATEGIES, score_mutations
 from structure_aligned.evaluation.mutants import parse_mutants
+from structure_aligned.inference.fasta import read_single_fasta
 from structure_aligned.training.pretrained import load_language_model, load_tokenizer
+from structure_aligned.utils.files import read_table, write_table
+from structure_aligned.utils.scripts import clean_errors
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -40,15 +40,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_tokens", type=int, default=4096, help="of a batch")
     parser.add_argument("--use_cpu", action="store_true")
     return parser.parse_args(argv)
-
-
-def write_table(path: Path, columns: list[str], rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    opened = gzip.open if path.name.endswith(".gz") else open
-    with opened(path, "wt", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def measurement(text: str) -> float:
@@ -102,11 +93,9 @@ def run(args: argparse.Namespace) -> None:
         print(report(scores, np.array([measurement(row["DMS_score"]) for row in rows])))
 
 
+@clean_errors
 def main(argv: list[str] | None = None) -> None:
-    try:
-        run(parse_arguments(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(parse_arguments(argv))
 
 
 if __name__ == "__main__":

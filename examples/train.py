@@ -2,15 +2,19 @@
 Align a protein language model with structures.
 
     accelerate launch examples/train.py                                # quickstart: synthetic folds, small model, CPU
-    accelerate launch examples/train.py --model_type AMPLIFY --pgnn proteinmpnn     # the same, of other families
+    accelerate launch examples/train.py --model_type AMPLIFY --pgnn proteinmpnn \
+        --output_dir outputs/amplify                                   # the same, of other families
     accelerate launch examples/train.py --structures DIR --pgnn mc_gearnet_edge.pth \
         --model_name_or_path facebook/esm2_t6_8M_UR50D --output_dir outputs/saesm2_8m
     accelerate launch examples/train.py --dataset datasets/pdb_splits --reference_model outputs/reference \
-        --model_name_or_path facebook/esm2_t12_35M_UR50D               # with residue selection, see train_reference.py
+        --model_name_or_path facebook/esm2_t12_35M_UR50D \
+        --output_dir outputs/saesm2_35m                                # with residue selection, see train_reference.py
     accelerate launch examples/train.py --dataset datasets/pdb_splits --use_lora \
-        --model_name_or_path facebook/esm2_t33_650M_UR50D              # adapters and heads alone, see export.py
+        --model_name_or_path facebook/esm2_t33_650M_UR50D \
+        --output_dir outputs/lora                                      # adapters and heads alone, see export.py
     accelerate launch examples/train.py config.yaml --learning_rate 5e-4     # options from a file, some overridden
 
+A run that was interrupted goes on with --resume_from_checkpoint true; --overwrite_output_dir replaces a result.
 The options are those of `StructureAlignmentTrainingArguments` and of the classes here and in common.py.
 """
 
@@ -35,6 +39,7 @@ from structure_aligned import (
 from structure_aligned.data.seen import RECORD_NAME, training_chains_of
 from structure_aligned.training.adapters import add_lora, four_bit_config
 from structure_aligned.training.pretrained import load_tokenizer
+from structure_aligned.utils.scripts import clean_errors
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
@@ -176,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

@@ -32,6 +32,7 @@ from structure_aligned import (
     split_chains,
     write_training_chains,
 )
+from structure_aligned.utils.scripts import clean_errors
 
 
 @dataclass
@@ -131,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    clean_errors(main)()

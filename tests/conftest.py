@@ -13,6 +13,11 @@ torch.set_num_threads(1)
 SHARED = Path(os.environ.get("STRUCTURE_ALIGNED_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Ids without the content of bytes, which may hold the time of a compression: workers must collect the same."""
+    return argname if isinstance(val, bytes) else None
+
+
 def shared_path(*parts: str) -> Path:
     """A path below the shared data folder; the calling test is skipped, saying why, where it does not exist."""
     path = SHARED.joinpath(*parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from datasets.utils import logging, tqdm
 
+from ..utils.files import MAX_BYTES, read_json, write_json
 from .features import (
     CHAIN_VERSION,
     EMBEDDING_VERSION,
@@ -164,7 +163,9 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         names = ChainFilter.option_names()
         filters = ChainFilter(**{name: options.pop(name) for name in names if name in options})
         by_split = structures if isinstance(structures, dict) else {"train": structures}
-        self._files = {split: resolve_structures(given) for split, given in by_split.items()}
+        self._left_out: list[dict[str, str]] = []
+        problems = self._left_out if on_error == "skip" else None
+        self._files = {split: resolve_structures(given, problems) for split, given in by_split.items()}
         if isinstance(pgnn, (str, os.PathLike)):
             from ..models.pgnn import load_pgnn  # with Transformers, which the reading workers do without
 
@@ -172,10 +173,15 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         self._pgnn = pgnn
         self._pgnn_identity = pgnn_identity(pgnn)
         # Datasets' cache knows neither what is in the files nor the code: so the key is made here, from both.
-        progress = tqdm(
-            list(chain.from_iterable(self._files.values())), "Hashing structure files", unit="file", delay=2
-        )
-        self._digests = {str(path): file_digest(path) for path in progress}
+        self._digests: dict[str, str] = {}
+        paths = list(chain.from_iterable(self._files.values()))
+        for path in tqdm(paths, "Hashing structure files", unit="file", delay=2):
+            try:
+                self._digests[str(path)] = file_digest(path)
+            except ValueError as error:
+                if on_error == "raise":
+                    raise
+                self._left_out.append({"source": str(path), "reason": f"unreadable: {error}"})
         key = [
             f"{CHAIN_VERSION}|{EMBEDDING_VERSION}|{self.VERSION}|{FEATURES}",
             self._pgnn_identity,
@@ -183,7 +189,9 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             on_error,
             str(predicted),
         ]
+        key += [f"{one['source']}: {one['reason']}" for one in self._left_out]
         for split, files in self._files.items():
+            files[:] = [path for path in files if str(path) in self._digests]
             key += [split, *(f"{path.name}:{self._digests[str(path)]}" for path in files)]
         super().__init__(
             cache_dir=None if cache_dir is None else str(cache_dir),
@@ -237,7 +245,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         """Of the last build, also when the dataset was there already."""
         stored = Path(self.cache_dir) / REPORT_NAME
         if self._report.files == 0 and stored.exists():
-            self._report = BuildReport(**json.loads(stored.read_text()))
+            self._report = BuildReport(**read_json(stored, max_bytes=MAX_BYTES))
         return self._report
 
     def _make_split_generators_kwargs(self, prepare_split_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +257,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
         # A killed build leaves its half-written files here, and Datasets would move them into the finished dataset.
         for stale in Path(self._output_dir).iterdir():
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        self._report = BuildReport(files=len(self._digests))
+        self._report = BuildReport(files=len(self._digests) + len(self._left_out), skipped=list(self._left_out))
         generators = []
         for split, files in self._files.items():
             records = self._read(files, num_proc or 1)
@@ -266,8 +274,7 @@ class StructureDatasetBuilder(datasets.GeneratorBasedBuilder):
             self._embed(records)
             self._report.rows += len(records)
             generators.append(datasets.SplitGenerator(name=split, gen_kwargs={"records": records}))
-        report = json.dumps(self._report.__dict__, indent=1)
-        (Path(self._output_dir) / REPORT_NAME).write_text(report)
+        write_json(Path(self._output_dir) / REPORT_NAME, self._report.__dict__)
         if self._report.skipped:
             logger.warning(
                 f"{len(self._report.skipped)} files or chains are not in the dataset ({self._report.reasons()}); each "
@@ -338,4 +345,10 @@ def dataset_pgnn(dataset: datasets.Dataset) -> str:
 
 def embedding_dim(dataset: datasets.Dataset) -> int:
     """Width of a dataset's residue embeddings."""
-    return int(np.asarray(dataset.with_format(None)[0]["structure_embedding_shape"])[1])
+    shape = dataset.with_format(None)[0]["structure_embedding_shape"] if len(dataset) else None
+    if shape is None:
+        raise ValueError(
+            f"The first of the dataset's {len(dataset)} rows has no structure_embedding; expected rows as "
+            "StructureDatasetBuilder makes them."
+        )
+    return int(shape[1])

@@ -10,10 +10,9 @@ same for the same file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -25,6 +24,7 @@ from .features import CHAIN_VERSION, ChainRecord, FeatureStore, combined_digest,
 from .ranks import Ranks
 from .reading import map_processes, parse_file
 from .records import DamagedRecordError
+from .selecting import resolve_structures
 
 
 INDEX_VERSION = 1
@@ -58,19 +58,24 @@ class Listing:
     Args:
         files (`list[str]`): Absolute paths.
         key (`str`): Changes with any file's path, size or time of change.
+        left_out (`list[dict]`): `{"source", "reason"}` of what cannot be used.
     """
 
     files: list[str]
     key: str
+    left_out: list[dict[str, str]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, paths: Iterable[Path]) -> Listing:
+    def of(cls, structures: Any, on_error: str = "raise") -> Listing:
+        """What `structures` mean, with what cannot be used left out or, with `on_error="raise"`, refused."""
+        left_out: list[dict[str, str]] = []
+        paths = resolve_structures(structures, left_out if on_error == "skip" else None)
         files = [os.path.abspath(path) for path in paths]
         runs = [files[start : start + 1000] for start in range(0, len(files), 1000)]
         # Asking a network file system for millions of files is waiting, not computing.
         with ThreadPoolExecutor(16) as pool:
             digests = list(pool.map(_digest_of_states, runs))
-        return cls(files, combined_digest([f"{INDEX_VERSION}|{CHAIN_VERSION}", *digests])[:32])
+        return cls(files, combined_digest([f"{INDEX_VERSION}|{CHAIN_VERSION}", *digests])[:32], left_out)
 
     def shards(self) -> list[list[str]]:
         """The files in parts whose size depends on their number alone, not on who reads them."""
@@ -139,14 +144,24 @@ def unreadable(error: str) -> ValueError:
 
 
 def _digest_of_states(files: list[str]) -> str:
-    states = ((path, os.stat(path)) for path in files)
-    return combined_digest(f"{path}|{state.st_size}|{state.st_mtime_ns}" for path, state in states)
+    return combined_digest(map(_state, files))
+
+
+def _state(path: str) -> str:
+    try:
+        state = os.stat(path)
+    except OSError:  # it has gone since it was listed, which is said when it is read
+        return f"{path}|gone"
+    return f"{path}|{state.st_size}|{state.st_mtime_ns}"
 
 
 def _rows_of_file(job: tuple[FeatureStore, str]) -> tuple[int, list[dict[str, Any]]]:
     """Whether the file had to be parsed (0 or 1), and its rows in the index."""
     store, source = job
-    digest = file_digest(source)
+    try:
+        digest = file_digest(source)
+    except ValueError as error:
+        return 0, [dict.fromkeys(_FEATURES) | {"source": source, "source_digest": "", "error": str(error)}]
     records, error, parsed = store.chain_records(store.chains_path(source, digest)), None, 0
     try:
         factors = [load_b_factors(record) for record in records or ()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any
 
@@ -101,6 +102,12 @@ class DataCollatorForStructureAlignment:
     def set_epoch(self, epoch: int) -> None:
         """New masks and crops; the Trainer calls this."""
         self._epoch.fill_(epoch)
+
+    def at_epoch(self, epoch: int) -> DataCollatorForStructureAlignment:
+        """A copy that stays at this epoch, whatever `set_epoch` says."""
+        collator = copy.copy(self)
+        collator._epoch = torch.tensor(epoch)
+        return collator
 
     def for_evaluation(self) -> DataCollatorForStructureAlignment:
         """A padding copy with masks of its own that no `set_epoch` changes, so that evaluations can be compared."""

@@ -236,7 +236,9 @@ def make_row(record: ChainRecord, embedding: np.ndarray, pgnn: str) -> dict[str,
 
 def decode_embedding(row: dict[str, Any]) -> np.ndarray:
     """The float16 `(L, output_dim)` array of a dataset row, without a copy; NaN at residues the pGNN left out."""
-    return np.frombuffer(row["structure_embedding"], dtype=np.float16).reshape(row["structure_embedding_shape"])
+    # The shape is a tensor in a dataset of the format "torch".
+    shape = tuple(int(size) for size in row["structure_embedding_shape"])
+    return np.frombuffer(row["structure_embedding"], dtype=np.float16).reshape(shape)
 
 
 def decode_reference_losses(row: dict[str, Any]) -> np.ndarray:
@@ -245,11 +247,14 @@ def decode_reference_losses(row: dict[str, Any]) -> np.ndarray:
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        state = hashlib.sha256()
-        while block := file.read(1 << 20):
-            state.update(block)
+    """SHA-256 of a file's bytes; a `ValueError` where it has gone or may not be read."""
+    state = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                state.update(block)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
     return state.hexdigest()
 
 

@@ -38,7 +38,7 @@ def find_chains(structures: Any, rows: datasets.Dataset, max_files: int | None =
     needed = set(wanted)
     entries = {entry.lower() for entry, _, _ in needed}
     named, others = [], []
-    for path in resolve_structures(structures):
+    for path in resolve_structures(structures, left_out=[]):
         name = path.name.lower()
         (named if any(entry in name for entry in entries) else others).append(path)
     found: dict[tuple[str, str, str], ProteinChain] = {}
@@ -55,6 +55,6 @@ def find_chains(structures: Any, rows: datasets.Dataset, max_files: int | None =
 def _readable(path: Path) -> list[ProteinChain]:
     try:
         return read_chains(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         logger.info(f"Passed over: {error}")
         return []

@@ -22,6 +22,8 @@ def parse_file(job: tuple[FeatureStore, str, str]) -> tuple[str, list[ChainRecor
     store, path, digest = job
     try:
         return path, store.parse(path, digest), None
+    except FileNotFoundError:
+        return path, [], f"{path} has gone since the files were listed."
     except ValueError as error:
         return path, [], str(error)
 

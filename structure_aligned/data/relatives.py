@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ..utils.files import read_lines
 from .quality import require_columns
 
 
@@ -34,22 +35,21 @@ def read_clusters(path: str | os.PathLike) -> dict[str, str]:
         ValueError: A line is not of two columns, or a member is in two clusters. The message names the line.
     """
     clusters: dict[str, str] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            columns = line.strip().split("\t")
-            if columns == [""]:
-                continue
-            if len(columns) != 2 or not all(columns):
-                raise ValueError(
-                    f"{path}, line {number}: {line.strip()[:80]!r} has {len(columns)} columns; expected "
-                    "representative<TAB>member, as MMseqs2 writes *_cluster.tsv."
-                )
-            representative, member = columns
-            if clusters.setdefault(member, representative) != representative:
-                raise ValueError(
-                    f"{path}, line {number}: {member} is in the cluster of {representative} and in that of "
-                    f"{clusters[member]}; expected one. Columns are representative<TAB>member; are they swapped?"
-                )
+    for number, line in enumerate(read_lines(path, "MMseqs2's *_cluster.tsv"), start=1):
+        columns = line.strip().split("\t")
+        if columns == [""]:
+            continue
+        if len(columns) != 2 or not all(columns):
+            raise ValueError(
+                f"{path}, line {number}: {line.strip()[:80]!r} has {len(columns)} columns; expected "
+                "representative<TAB>member, as MMseqs2 writes *_cluster.tsv."
+            )
+        representative, member = columns
+        if clusters.setdefault(member, representative) != representative:
+            raise ValueError(
+                f"{path}, line {number}: {member} is in the cluster of {representative} and in that of "
+                f"{clusters[member]}; expected one. Columns are representative<TAB>member; are they swapped?"
+            )
     if not clusters:
         raise ValueError(f"{path} is empty; expected lines of representative<TAB>member.")
     return clusters

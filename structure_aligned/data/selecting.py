@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..utils.files import file_problem
 from .features import ChainRecord
 
 
@@ -15,34 +17,95 @@ STRUCTURE_SUFFIXES = tuple(suffix + packed for suffix in (".pdb", ".ent", ".cif"
 CHAIN_CHOICES = ("all", "first", "longest")
 
 
-def resolve_structures(structures: Any) -> list[Path]:
+def resolve_structures(structures: Any, left_out: list[dict[str, str]] | None = None) -> list[Path]:
     """
-    Files meant by a path, a folder (searched recursively), a glob or a list of these: sorted, each once.
+    Files meant by a path, a folder (searched with its sub-folders, but for hidden ones and links), a glob or a list
+    of these: sorted, each once.
+
+    Args:
+        left_out (`list`, *optional*): Gets `{"source", "reason"}` of what cannot be used: folders that may not be
+            read, and what has a structure file's name and is no file (a folder, a pipe, a link that leads nowhere) or
+            has a name that is not UTF-8.
 
     Raises:
         `FileNotFoundError`: Where a path or glob matches nothing.
-        `ValueError`: Where a folder holds no structure file.
+        `ValueError`: Where a folder holds no structure file; without `left_out`, where something cannot be used.
     """
     if isinstance(structures, (str, os.PathLike)):
         structures = [structures]
+    problems: list[tuple[str, str]] = []
     found: set[Path] = set()
     for item in structures:
-        path = Path(item)
-        if path.is_dir():
-            inside = {file for file in path.rglob("*") if file.name.lower().endswith(STRUCTURE_SUFFIXES)}
-            if not inside:
-                raise ValueError(f"{path} holds no structure file; expected some of {', '.join(STRUCTURE_SUFFIXES)}.")
-            found |= inside
-        elif path.exists():
-            found.add(path)
-        else:
-            matches = {Path(match) for match in glob.glob(str(item), recursive=True) if os.path.isfile(match)}
-            if not matches:
-                raise FileNotFoundError(
-                    f"{item} is neither a file nor a folder, and as a glob it matches no file. Check the path."
+        name = os.fspath(item)
+        before = len(problems)
+        if os.path.isdir(name):
+            inside = set(_files_below(name, problems))
+            if not inside and len(problems) == before:
+                raise ValueError(
+                    f"{name} holds no structure file; expected some of {', '.join(STRUCTURE_SUFFIXES)}. Links to "
+                    "other folders are not followed: give those folders themselves."
                 )
-            found |= matches
+            found |= inside
+            continue
+        matches = [name] if os.path.exists(name) else _expanded(name)
+        # Other folders that a glob matches are not meant.
+        wanted = (one for one in matches if one.lower().endswith(STRUCTURE_SUFFIXES) or not os.path.isdir(one))
+        files = set(_usable(wanted, problems))
+        if not files and len(problems) == before:
+            raise FileNotFoundError(
+                f"{name} is neither a file nor a folder, and as a glob it matches no file. Check the path."
+            )
+        found |= files
+    for path, problem in sorted(set(problems)):  # in one order for all processes that share the work
+        if left_out is None:
+            raise ValueError(
+                f"{path} {problem}. Remove it, or leave such files out where there is an option on_error='skip'."
+            )
+        left_out.append({"source": path, "reason": f"unreadable: {path} {problem}"})
     return sorted(found)
+
+
+def _expanded(pattern: str) -> list[str]:
+    """Paths that a glob matches."""
+    if "**" not in Path(pattern).parts:
+        return glob.glob(pattern)
+    # The `glob` module follows links to folders, and those to a folder above themselves in ever more ways.
+    path = Path(f"{pattern}/*" if Path(pattern).name == "**" else pattern)
+    return [
+        str(match)
+        for match in Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        if not any(part.startswith(".") and part not in path.parts for part in match.parts)
+    ]
+
+
+def _files_below(folder: str, problems: list[tuple[str, str]]) -> Iterator[Path]:
+    """Structure files in a folder, in any order; what cannot be used goes to `problems`."""
+
+    def refused(error: OSError) -> None:
+        problems.append((_shown(error.filename), f"cannot be read ({error.strerror})"))
+
+    for root, folders, files in os.walk(folder, onerror=refused):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        named = (os.path.join(root, name) for name in folders + files if name.lower().endswith(STRUCTURE_SUFFIXES))
+        yield from _usable(named, problems)
+
+
+def _usable(paths: Iterable[str], problems: list[tuple[str, str]]) -> Iterator[Path]:
+    for path in paths:
+        problem = file_problem(path)
+        if problem is None and not os.access(path, os.R_OK):
+            problem = "cannot be read (Permission denied)"
+        if problem is None and _shown(path) != path:
+            problem = "has a name that is not UTF-8"
+        if problem is None:
+            yield Path(path)
+        else:
+            problems.append((_shown(path), problem))
+
+
+def _shown(path: str) -> str:
+    """A path as it can be printed and stored, whatever its bytes are."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)

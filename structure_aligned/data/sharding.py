@@ -28,7 +28,7 @@ from .features import EMBEDDING_VERSION, FeatureStore, ProteinGNN, combined_dige
 from .quality import masking_scale, mean_b_factors
 from .ranks import Ranks
 from .reading import unique_chains
-from .selecting import ChainFilter, resolve_structures
+from .selecting import ChainFilter
 from .shard_writer import ShardWriter
 from .split_summary import SUMMARY_NAME, SplitSummary
 from .splits import split_chains
@@ -188,10 +188,11 @@ def prepare_dataset(
     if feature_cache is None:
         feature_cache = Path(datasets.config.HF_DATASETS_CACHE) / "structure_features"
     store = FeatureStore(feature_cache, pgnn_identity(pgnn))
-    listings = {name: Listing.of(resolve_structures(given)) for name, given in by_split.items()}
+    listings = {name: Listing.of(given, on_error) for name, given in by_split.items()}
     key = combined_digest(
         [f"{SHARDING_VERSION}|{EMBEDDING_VERSION}|{FEATURES}", store.pgnn, *options.key()]
         + [f"{name}:{listing.key}" for name, listing in listings.items()]
+        + [f"{one['source']}: {one['reason']}" for listing in listings.values() for one in listing.left_out]
     )[:32]
     folder = DatasetFolder(Path(output), key)
     if folder.check():
@@ -251,7 +252,9 @@ def _make_plan(
     folder: DatasetFolder, listings: dict[str, Listing], store: FeatureStore, options: _Options, ranks: Ranks
 ) -> None:
     """Which chains go to which shard: what only those who see all chains can tell. Done by rank 0 alone."""
-    report, summary = BuildReport(files=len({path for one in listings.values() for path in one.files})), None
+    files = {path for one in listings.values() for path in one.files}
+    skipped = [item for one in listings.values() for item in one.left_out]
+    report, summary = BuildReport(files=len(files) + len(skipped), skipped=skipped), None
     chosen: dict[str, list[Entry]] = {}
     for name, listing in listings.items():
         index = ChainIndex(listing, store)

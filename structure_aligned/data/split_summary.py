@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from datasets.utils import logging
+
+from ..utils.files import atomic_file, write_json
 
 
 logger = logging.get_logger(__name__)
@@ -122,9 +123,8 @@ class SplitSummary:
             `list[Path]`: What was written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         written = [folder / SUMMARY_NAME]
-        written[0].write_text(json.dumps(asdict(self), indent=1))
+        write_json(written[0], asdict(self))
         if importlib.util.find_spec("matplotlib") is None:
             logger.warning(f"No {FIGURE_NAME}: matplotlib is not installed (pip install structure-aligned[plot]).")
         else:
@@ -178,7 +178,8 @@ class SplitSummary:
             for split, counts in self.splits.items()
         ]
         figure.legend(*zip(*handles), loc="outside upper center", ncols=len(handles), frameon=False)
-        figure.savefig(path, dpi=120)
+        with atomic_file(path) as file:
+            figure.savefig(file, dpi=120, format=Path(path).suffix.removeprefix(".") or "png")
 
 
 def _edges(values: np.ndarray, width: float | None) -> np.ndarray:

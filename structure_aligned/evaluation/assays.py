@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +13,15 @@ from scipy.stats import spearmanr
 from sklearn.metrics import ndcg_score, roc_auc_score
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from ..inference.fasta import read_single_fasta
+from ..utils.files import read_table
 from .fitness import score_mutations
 from .mutants import mutated_sequence, parse_mutants
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def read_assay(
 
     Args:
         path (`str` or `Path`): A .csv or .csv.gz.
-        wild_type (`str` or `Path`, *optional*): A FASTA file (also .gz) of one protein, or the sequence itself. By
+        wild_type (`str` or `Path`, *optional*): A FASTA file (also gzipped) of one protein, or the sequence itself. By
             default the .fasta of the same name beside the file, else the first `mutated_sequence` with its mutations
             taken back.
         offset (`int`, *optional*, defaults to 1): Number of the first residue of the wild type.
@@ -222,51 +226,6 @@ def evaluate_fitness(
     return rows
 
 
-def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a .csv or .csv.gz, every cell as the text it is."""
-    with io.StringIO(_read_text(path), newline="") as text:
-        reader = csv.DictReader(text)
-        columns, rows = list(reader.fieldnames or ()), list(reader)
-    if not rows:
-        raise ValueError(f"{path} has no rows; expected a CSV with a header and at least one.")
-    if twice := sorted({column for column in columns if columns.count(column) > 1}):
-        raise ValueError(f"{path} has the column {twice[0]!r} more than once; rename one of them.")
-    for index, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(f"{path}: row {index} does not have the {len(columns)} cells of the header.")
-    return columns, rows
-
-
-def read_single_fasta(path: str | Path) -> str:
-    """The sequence of a FASTA file (also .gz) that holds exactly one."""
-    headers, sequence = 0, []
-    for line in _read_text(path).splitlines():
-        if line.startswith(">"):
-            headers += 1
-        elif line.strip() and not headers:
-            raise ValueError(f"{path} does not begin with '>'; expected a FASTA file.")
-        else:
-            sequence.append(line.strip())
-    if headers != 1 or not "".join(sequence):
-        raise ValueError(f"{path} has {headers} proteins; expected a FASTA file with exactly one, not empty.")
-    return "".join(sequence)
-
-
-def _read_text(path: str | Path) -> str:
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is no file.")
-    opened = gzip.open if path.name.endswith(".gz") else open
-    try:
-        # Spreadsheets begin UTF-8 files with a mark that would become a part of the first column's name.
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); expected UTF-8 text, compressed if it ends in .gz."
-        ) from error
-
-
 def _find_wild_type(path: Path, columns: list[str], row: dict[str, str], offset: int) -> str:
     beside = path.with_name(path.name.removesuffix(".gz").removesuffix(".csv") + ".fasta")
     if beside.is_file():
@@ -275,7 +234,7 @@ def _find_wild_type(path: Path, columns: list[str], row: dict[str, str], offset:
         raise ValueError(f"There is no {beside} and no column mutated_sequence in {path}; give wild_type.")
     letters = list(row["mutated_sequence"])
     for part in row["mutant"].split(":"):
-        if part[1:-1].isdigit() and 0 <= int(part[1:-1]) - offset < len(letters):
+        if re.fullmatch("[0-9]{1,9}", part[1:-1]) and 0 <= int(part[1:-1]) - offset < len(letters):
             letters[int(part[1:-1]) - offset] = part[0]
     return "".join(letters)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets.utils import tqdm
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -24,6 +23,7 @@ from ..data.tokenizing import SequenceBatch, sequence_batches
 from ..models.trunks import tokenizer_of, trunk_digest
 from ..models.weights import check_tensors, read_tensors
 from ..structure.chain import ProteinChain
+from ..utils.files import atomic_file, read_json, write_json
 from .contacts import CONTACT_RANGES, CONTACT_THRESHOLD, contact_map
 from .trunk_outputs import ResidueAttention, attention_shape, stream_attentions
 
@@ -79,11 +79,11 @@ class ContactHead(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes `<file_name>.safetensors` and `.json` into a folder, such as the checkpoint's: nothing clashes."""
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / f"{self.file_name}.safetensors")
+        with atomic_file(folder / f"{self.file_name}.safetensors") as file:
+            file.write(save(state))
         content = {"head": type(self).__name__, "settings": self.settings, "trunk": self.trunk}
-        (folder / f"{self.file_name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        write_json(folder / f"{self.file_name}.json", content)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> ContactHead:
@@ -100,7 +100,7 @@ class ContactHead(nn.Module):
                 f"{folder} has no {description.name}; expected a folder that {cls.__name__}.save_pretrained wrote to."
             )
         try:
-            content = json.loads(description.read_text())
+            content = read_json(description)
             head = cls(**content["settings"], trunk=content["trunk"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{description} does not describe a {cls.__name__} ({error!r}); save it anew.") from error

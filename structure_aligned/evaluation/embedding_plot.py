@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..models.trunks import tokenizer_of
 from ..structure.chain import ProteinChain
 from ..structure.secondary import SECONDARY_STATES
+from ..utils.files import atomic_file
 from ..utils.names import picture_text
 from .residue_labels import NO_LABEL, secondary_structure_labels
 from .separability import silhouettes
@@ -98,7 +99,8 @@ def plot_embedding(
         panels[0].scatter([], [], s=22, c=_COLOURS[state], label=f"{_NAMES[state]} ({count:,})")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     path = Path(path)
-    figure.savefig(path, dpi=130, format="png")
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=130, format="png")
     return path
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .masked_lm import AMINO_ACIDS, check_protein
 
 
-_SUBSTITUTION = re.compile(r"([A-Za-z*])(-?\d+)([A-Za-z*=?-])", flags=re.ASCII)
+_SUBSTITUTION = re.compile(r"([A-Za-z*])(-?\d{1,9})([A-Za-z*=?-])", flags=re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def parse_mutants(mutants: Sequence[str], wild_type: str, offset: int = 1) -> li
         raise ValueError(f"mutants is the string {mutants!r}; expected a list of them.")
     if len(mutants) == 0:
         raise ValueError("There are no mutants; expected at least one.")
-    return [_parse(f"Row {row} ({mutant!r})", mutant, wild_type, offset) for row, mutant in enumerate(mutants, 1)]
+    return [
+        _parse(f"Row {row} ({_shown(mutant)})", mutant, wild_type, offset) for row, mutant in enumerate(mutants, 1)
+    ]
 
 
 def mutated_sequence(wild_type: str, substitutions: Sequence[Substitution]) -> str:
@@ -52,6 +54,11 @@ def mutated_sequence(wild_type: str, substitutions: Sequence[Substitution]) -> s
     for substitution in substitutions:
         letters[substitution.index] = substitution.mutant
     return "".join(letters)
+
+
+def _shown(mutant: object) -> str:
+    text = repr(mutant)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _parse(row: str, mutant: str, wild_type: str, offset: int) -> tuple[Substitution, ...]:
@@ -64,7 +71,9 @@ def _parse(row: str, mutant: str, wild_type: str, offset: int) -> tuple[Substitu
     for part in mutant.strip().split(":"):
         found = _SUBSTITUTION.fullmatch(part)
         if found is None:
-            raise ValueError(f"{row} cannot be read at {part!r}; expected substitutions like A24G, joined by ':'.")
+            raise ValueError(
+                f"{row} cannot be read at {_shown(part)}; expected substitutions like A24G, joined by ':'."
+            )
         before, number, after = found[1], int(found[2]), found[3]
         if not offset <= number <= last:
             raise ValueError(

@@ -15,11 +15,12 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
+from ..utils.files import write_text
 from .report_inputs import EvaluationInputs, EvaluationOptions
 from .report_models import LoadedCheckpoint, load_checkpoint
 from .report_page import render_page
 from .report_plots import draw_plots
-from .report_store import ResultStore, code_version, to_json, write_atomically
+from .report_store import ResultStore, code_version, to_json
 from .report_tables import baseline_of, comparisons, estimates, over_seeds, series_of
 from .report_tasks import DEFAULT_TASKS, TASKS, Task
 
@@ -102,8 +103,8 @@ def evaluate_models(
         },
     }
     plots, why_not = draw_plots(report, run.results, inputs, base)
-    write_atomically(output / "report.json", to_json(report))
-    write_atomically(output / "report.html", render_page(report, plots, why_not))
+    write_text(output / "report.json", to_json(report))
+    write_text(output / "report.html", render_page(report, plots, why_not))
     return report
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.selecting import resolve_structures
+from ..inference.fasta import clean_sequence, read_fasta
 from ..structure.chain import ProteinChain
 from ..structure.io import read_chains
 from .assays import Assay, read_assay
@@ -147,7 +147,7 @@ def load_inputs(
         structures, train_structures (path, glob or list of these, *optional*): As for `StructureDatasetBuilder`. A
             training chain with the sequence of a test chain is left out; related ones are the caller's business.
         dms (path, *optional*): Folder of assays, see [`read_assay`]; or one.
-        sequences (path, *optional*): FASTA file, also .gz.
+        sequences (path, *optional*): FASTA file, also gzipped.
         secondary_structure (path, *optional*): Folder (or .zip) of a set as FLIP lays it out.
 
     Raises:
@@ -193,11 +193,13 @@ def _read_all(
     structures: Any, kind: str, options: EvaluationOptions, notes: list[str], progress: bool
 ) -> list[ProteinChain]:
     found: dict[str, ProteinChain] = {}
-    unreadable, unfit, twice = [], 0, 0
-    for path in tqdm(resolve_structures(structures), desc=f"Reading {kind} chains", unit="file", disable=not progress):
+    left_out: list[dict[str, str]] = []
+    files = resolve_structures(structures, left_out)
+    unreadable, unfit, twice = [f"{one['source']} ({one['reason']})" for one in left_out], 0, 0
+    for path in tqdm(files, desc=f"Reading {kind} chains", unit="file", disable=not progress):
         try:
             chains = read_chains(path)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             unreadable.append(f"{path.name} ({error})")
             continue
         for chain in chains:
@@ -261,14 +263,18 @@ def _read_sequences(
     path: Path, options: EvaluationOptions, notes: list[str], rng: np.random.Generator
 ) -> dict[str, str]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a FASTA file, compressed if it ends in .gz.")
+        raise FileNotFoundError(f"{path} does not exist; expected a FASTA file.")
     found: dict[str, str] = {}
     unfit = 0
-    for name, sequence in _read_fasta(path):
+    for record in read_fasta(path):
+        try:
+            sequence, _ = clean_sequence(record.sequence, record.id)
+        except ValueError:  # empty, or with gaps or stops, which are not residues
+            sequence = ""
         fits = options.min_length <= len(sequence) <= options.max_length
-        # Letters for what is not known are context to a model, but a stop or a gap is no residue.
-        if fits and sequence.isalpha() and sequence.isascii() and any(letter in AMINO_ACIDS for letter in sequence):
-            found.setdefault(name, sequence)
+        # Letters for what is not known are context to a model.
+        if fits and any(letter in AMINO_ACIDS for letter in sequence):
+            found.setdefault(record.id, sequence)
         else:
             unfit += 1
     if not found:
@@ -300,23 +306,6 @@ def _read_labelled(
         drawn[split] = _drawn(fitting, most, rng)
         _say_drawn(notes, f"labelled sequences of the {split} set", len(drawn[split]), len(splits.get(split, ())))
     return drawn
-
-
-def _read_fasta(path: Path) -> Iterable[tuple[str, str]]:
-    opened = gzip.open if path.name.endswith(".gz") else open
-    name, letters = None, []
-    with opened(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith(">"):
-                if name is not None:
-                    yield name, "".join(letters).upper()
-                name, letters = (line[1:].split() or ["unnamed"])[0], []
-            elif name is None and line.strip():
-                raise ValueError(f"{path} does not begin with '>'; expected a FASTA file.")
-            else:
-                letters.append(line.strip().removesuffix("*"))
-    if name is not None:
-        yield name, "".join(letters).upper()
 
 
 def _drawn(items: list, count: int, rng: np.random.Generator) -> list:

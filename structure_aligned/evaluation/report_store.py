@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..utils.files import MAX_BYTES, read_json, write_text
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -46,22 +46,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The whole file or none of it, whatever happens in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def to_json(content: Any) -> str:
     return json.dumps(plain(content), allow_nan=False, indent=1) + "\n"
 
@@ -88,8 +72,8 @@ class ResultStore:
         """`None` where there is none, or one that is damaged or of something else: it is then computed again."""
         path = self.path(task, depends_on)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = read_json(path, max_bytes=MAX_BYTES)
+        except ValueError:
             return None
         return content if isinstance(content, dict) and content.get("depends_on") == plain(depends_on) else None
 
@@ -99,6 +83,6 @@ class ResultStore:
         if stored is not None:
             return stored
         path = self.path(task, depends_on)
-        write_atomically(path, to_json({"task": task, "depends_on": depends_on} | compute()))
+        write_text(path, to_json({"task": task, "depends_on": depends_on} | compute()))
         self.computed.append(path.name)
         return self.read(task, depends_on)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ..inference.fasta import FastaRecord, parse_fasta, read_fasta
 from ..structure.chain import ProteinChain
 from ..structure.secondary import SECONDARY_STATES, assign_secondary_structure
 from ..structure.tokens import encode_3di
@@ -28,6 +28,7 @@ MIN_HELIX, MIN_STRAND = 0.15, 0.10
 
 _FILES = ("sequences", "sampled", "mask")
 _UNRESOLVED, _RESOLVED = "0", "1"
+_MAX_UNPACKED = 256 * 1024**2
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,7 @@ def read_residue_labels(
         FileNotFoundError: There are no such files.
         ValueError: They do not fit each other; the message names the protein.
     """
-    files = {name: _parse_fasta(text, name) for name, text in _label_files(Path(folder)).items()}
+    files = {name: _by_name(records, name) for name, records in _label_files(Path(folder)).items()}
     sequences, labelled, masks = (files[name] for name in _FILES)
     letters = set().union(*(letters for _, letters in labelled.values()))
     alphabet = SECONDARY_STATES if letters <= set(SECONDARY_STATES) else "".join(sorted(letters))
@@ -158,48 +159,48 @@ def _split_of(header: Mapping[str, str], name: str) -> str:
     return "validation" if held_out else header["SET"]
 
 
-def _label_files(folder: Path) -> dict[str, str]:
-    """Text of each of the three files; the mask may be missing."""
+def _label_files(folder: Path) -> dict[str, Iterable[FastaRecord]]:
+    """Records of each of the three files; the mask may be missing."""
     if folder.suffix.lower() == ".zip":
-        with zipfile.ZipFile(folder) as archive:
-            inside = {Path(name).name: name for name in archive.namelist() if not name.startswith("__MACOSX")}
-            found = {name: inside[f"{name}.fasta"] for name in _FILES if f"{name}.fasta" in inside}
-            texts = {name: archive.read(path).decode() for name, path in found.items()}
+        records = {name: parse_fasta(text.splitlines(), f"{name}.fasta") for name, text in _unpacked(folder).items()}
     else:
         roots = [root for root in (folder, folder / "splits") if (root / "sampled.fasta").is_file()]
         archives = sorted(folder.glob("*.zip"))
         if not roots and len(archives) == 1:
             return _label_files(archives[0])
         paths = {name: roots[0] / f"{name}.fasta" for name in _FILES} if roots else {}
-        texts = {name: path.read_text() for name, path in paths.items() if path.is_file()}
-    if missing := [f"{name}.fasta" for name in _FILES if name not in texts]:
+        records = {name: read_fasta(path) for name, path in paths.items() if path.is_file()}
+    if missing := [f"{name}.fasta" for name in _FILES if name not in records]:
         raise FileNotFoundError(
             f"{folder} has no {' and no '.join(missing)}; expected {', '.join(f'{name}.fasta' for name in _FILES)}, "
             "as FLIP's residue-level sets have them."
         )
-    return texts
+    return records
 
 
-def _parse_fasta(text: str, file: str) -> dict[str, tuple[dict[str, str], str]]:
+def _unpacked(path: Path) -> dict[str, str]:
+    """Texts of the three files in a .zip."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = {Path(one.filename).name: one for one in archive.infolist() if "__MACOSX" not in one.filename}
+            found = {name: inside[f"{name}.fasta"] for name in _FILES if f"{name}.fasta" in inside}
+            # An archive gives no more of a file than it states.
+            if sum(one.file_size for one in found.values()) > _MAX_UNPACKED:
+                raise ValueError(f"its files have more than {_MAX_UNPACKED:,} bytes")
+            return {name: archive.read(one).decode("utf-8-sig") for name, one in found.items()}
+    # Encrypted archives are a RuntimeError, other ways to pack a NotImplementedError.
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); expected the .zip that FLIP gives out.") from error
+
+
+def _by_name(records: Iterable[FastaRecord], file: str) -> dict[str, tuple[dict[str, str], str]]:
     """Fields of the header (`KEY=value`) and letters of each entry."""
     entries: dict[str, tuple[dict[str, str], str]] = {}
-    for header, letters in _fasta_entries(text):
-        name, *fields = header.split()
-        entries[name] = (dict(part.split("=", 1) for part in fields if "=" in part), letters)
+    for record in records:
+        if record.id in entries:
+            raise ValueError(f"{record.id} comes twice in {file}.fasta; names must be unique.")
+        fields = dict(part.split("=", 1) for part in record.description.split() if "=" in part)
+        entries[record.id] = fields, record.sequence
     if not entries:
         raise ValueError(f"{file}.fasta has no entries; expected lines that begin with '>'.")
     return entries
-
-
-def _fasta_entries(text: str) -> Iterator[tuple[str, str]]:
-    header, parts, seen = None, [], Counter()
-    for line in [*io.StringIO(text), ">"]:
-        line = line.strip()
-        if not line.startswith(">"):
-            parts.append(line)
-            continue
-        if header is not None:
-            yield header, "".join(parts)
-        header, parts = line[1:].strip(), []
-        if header and (seen.update([header.split()[0]]) or seen[header.split()[0]] > 1):
-            raise ValueError(f"{header.split()[0]} comes twice in one FASTA file; names must be unique.")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 from transformers import (
     PreTrainedModel,
@@ -24,6 +23,7 @@ from transformers.utils import logging
 
 from ..models.trunks import trunk_digest
 from ..training.pretrained import load_aligned_model, load_language_model
+from ..utils.files import atomic_file, read_bytes, read_json, read_text, write_text
 from .card_text import render
 from .results import EVAL_FILE, RESULTS_FOLDER, check_results, file_digest, read_table
 from .run_facts import RunFacts, license_of
@@ -110,10 +110,7 @@ def add_results(
             of that name was added before.
     """
     folder, report = Path(folder), Path(report)
-    try:
-        content = json.loads(report.read_text())
-    except ValueError as error:
-        raise ValueError(f"{report} is no JSON: {error}.") from error
+    content = read_json(report)
     if isinstance(content, Mapping) and "estimates" in content:
         model = _model_of(content, folder, model)
         stated = content["models"].get(model, {}).get("trunk_digest")
@@ -130,9 +127,9 @@ def add_results(
     facts = RunFacts.of_folder(folder)
     entry = {"files": [f"{RESULTS_FOLDER}/{report.name}"], "model": model}
     read_table(report.parent, [report.name], model)  # before anything is written
-    target.parent.mkdir(exist_ok=True)
     if not target.exists():
-        shutil.copyfile(report, target)
+        with atomic_file(target) as file:
+            file.write(read_bytes(report, "a JSON file"))
     facts.results = [one for one in facts.results if one["files"] != entry["files"]] + [entry]
     return _write(folder, facts)
 
@@ -147,7 +144,12 @@ def check_card(folder: str | os.PathLike) -> ModelCard:
     path = Path(folder) / CARD_NAME
     if not path.is_file():
         raise ValueError(f"{folder} has no {CARD_NAME}; write one with write_model_card.")
-    card = ModelCard.load(path)
+    try:
+        card = ModelCard(read_text(path, "a model card"))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a model card ({error}); write it with write_model_card."
+        ) from error
     found = card.data.to_dict()
     for key in ("license", "library_name", "tags"):
         if not found.get(key):
@@ -246,7 +248,7 @@ def _write(folder: Path, facts: RunFacts) -> Path:
         kept = next(folder / name for name in names if not (folder / name).exists())
         path.replace(kept)
         logger.warning(f"{path} was not written by this package, or was edited; it is now {kept.name}.")
-    card.save(path)
+    write_text(path, str(card))
     facts.card = file_digest(path)
     facts.write(folder)
     return path
@@ -258,7 +260,7 @@ def _load(folder: Path) -> PreTrainedModel:
             f"{folder} holds adapters, whose weights cannot be compared with a report's; export the model and add the "
             "results to that, or give check_weights=False."
         )
-    aligned = json.loads((folder / "config.json").read_text()).get("structure_alignment")
+    aligned = read_json(folder / "config.json", kind=dict).get("structure_alignment")
     return load_aligned_model(folder) if aligned else load_language_model(folder, lm_head=False)
 
 
@@ -267,7 +269,7 @@ def _own_results(folder: Path, trainer: Trainer) -> list[dict[str, Any]]:
     path = folder / EVAL_FILE
     if not path.is_file():
         return []
-    loss = json.loads(path.read_text()).get("eval_loss")
+    loss = read_json(path).get("eval_loss")
     if loss is None or loss not in [log.get("eval_loss") for log in trainer.state.log_history]:
         return []
     return [{"files": [EVAL_FILE], "model": None}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.alignment import AutoModelForStructureAlignment
 from ..models.folders import holds_adapters, tokenizer_beside, whole_folder
+from ..utils.files import read_json, write_json
 
 
 ARCHITECTURES = {"esm": "EsmForMaskedLM", "AMPLIFY": "AMPLIFY"}
@@ -123,13 +123,13 @@ def _write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
     model_type = model.config.model_type
     model.config.save_pretrained(folder)
     path = folder / "config.json"
-    fields = json.loads(path.read_text())
+    fields = read_json(path)
     fields.pop("structure_alignment", None)
     for name, value in _OWN_FIELDS.get(model_type, {}).items():
         if fields.get(name) == value:
             del fields[name]
     fields |= {"architectures": [ARCHITECTURES[model_type]], "dtype": str(dtype).removeprefix("torch.")}
-    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    write_json(path, dict(sorted(fields.items())))
 
 
 def _dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -166,6 +167,8 @@ def load_prepared_dataset(name: str | os.PathLike, revision: str | None = None) 
             data = datasets.load_from_disk(name)
         except FileNotFoundError:
             raise ValueError(f"{name} holds no dataset; {expected}.") from None
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"The dataset in {name} is damaged ({error}); {expected}.") from error
     else:
         try:
             validate_repo_id(str(name))

@@ -14,6 +14,7 @@ from typing import ClassVar
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 
+from ..utils.files import read_text
 from .cards import CARD_NAME, check_card
 from .results import named_files
 
@@ -224,7 +225,7 @@ def _content(plan: PushPlan, name: str) -> str | bytes:
     path = plan.folder / name
     if name != CARD_NAME:
         return str(path)
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "a model card")
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     return (text if title is None else text.replace(f'("{title[1]}"', f'("{plan.repo_id}"')).encode()
 

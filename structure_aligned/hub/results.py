@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import re
@@ -12,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.features import file_digest
 from ..training.report import METRICS
+from ..utils.files import read_json
 from ..utils.names import markdown_cell as _cell
 
 
@@ -24,7 +24,7 @@ MAJORITY = "eval_token_accuracy_majority"
 """In `eval_results.json`: the accuracy of always predicting the most frequent 3Di token."""
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-_FILE = re.compile(r"\[`([^`]+)`\]\([^)]*\) \(SHA-256 `([0-9a-f]{64})`\)")
+_FILE = re.compile(r"\[`([^`]+)`\]\([^()]*\) \(SHA-256 `([0-9a-f]{64})`\)")
 _SECTION = re.compile(r"^## Results\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -123,10 +123,6 @@ def read_table(folder: str | os.PathLike, names: Iterable[str], model: str | Non
     return ResultTable("Evaluation", files, [_listed(names[0], item) for item in listed])
 
 
-def file_digest(path: str | os.PathLike) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def named_files(text: str) -> list[str]:
     """Files of results that a card names."""
     return [name for name, _ in _FILE.findall(text)]
@@ -156,10 +152,14 @@ def check_results(folder: str | os.PathLike, text: str, values: Iterable[float] 
                     f"The card states results of {name} with the SHA-256 {digest[:12]}…, but that file has changed; "
                     "write the card again."
                 )
-            numbers |= set(_numbers(json.loads(path.read_text())))
+            numbers |= set(_numbers(read_json(path)))
+        rounded: dict[str, set[str]] = {}  # by the way in which the card prints them
         for row in rows:
             for text_of_number in _NUMBER.findall(" ".join(row.strip("|").split(" | ")[1:])):
-                if not any(_rounds_to(number, text_of_number) for number in numbers):
+                form = _form_of(text_of_number)
+                if form not in rounded:
+                    rounded[form] = {f"{number:{form}}" for number in numbers}
+                if text_of_number.removeprefix("+") not in rounded[form]:
                     raise ValueError(
                         f"The card states {text_of_number} in {row!r}, a number that is in none of the files that it "
                         "names; results come from files only."
@@ -242,10 +242,7 @@ def _read(folder: Path, name: str) -> Any:
         raise ValueError(
             f"{name} is no file in {folder}. A card states results of files beside it only; add_results copies one."
         )
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+    return read_json(path)
 
 
 def _numbers(content: Any) -> Iterable[float]:
@@ -256,7 +253,7 @@ def _numbers(content: Any) -> Iterable[float]:
     return [number for one in content for number in _numbers(one)]
 
 
-def _rounds_to(number: float, text: str) -> bool:
+def _form_of(text: str) -> str:
+    """How to format a number with as many decimals as the text of one has."""
     mantissa, _, exponent = text.partition("e")
-    decimals = len(mantissa.partition(".")[2])
-    return f"{number:.{decimals}{'e' if exponent else 'f'}}" == text.removeprefix("+")
+    return f".{len(mantissa.partition('.')[2])}{'e' if exponent else 'f'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import re
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..data.builder import REPORT_NAME
 from ..data.split_summary import SUMMARY_NAME
-from ..utils.files import write_json
+from ..utils.files import read_json, write_json
 
 
 FACTS_NAME = "training_run.json"
@@ -104,7 +103,7 @@ class RunFacts:
         """What was written with the model, else what its configuration and weights tell."""
         folder = Path(folder)
         if (folder / FACTS_NAME).is_file():
-            stored = json.loads((folder / FACTS_NAME).read_text())
+            stored = read_json(folder / FACTS_NAME, kind=dict)
             if unknown := sorted(set(stored) - {item.name for item in fields(cls)}):
                 raise ValueError(
                     f"{folder / FACTS_NAME} has unknown keys {unknown}. Was it written by a newer version of "
@@ -113,9 +112,9 @@ class RunFacts:
             return cls(**stored)
         facts = cls(name=folder.resolve().name)
         if (folder / "adapter_config.json").is_file():
-            facts.adapters = _adapters(json.loads((folder / "adapter_config.json").read_text()))
+            facts.adapters = _adapters(read_json(folder / "adapter_config.json", kind=dict))
         if (folder / "config.json").is_file():
-            config = json.loads((folder / "config.json").read_text())
+            config = read_json(folder / "config.json", kind=dict)
             heads = config.get("structure_alignment") or {}
             facts.model_type = config.get("model_type")
             facts.pgnn, facts.structure_dim = heads.get("pgnn"), heads.get("structure_dim")
@@ -261,6 +260,8 @@ def _reference(trainer: Trainer) -> str | None:
     if (model := getattr(reference, "model", None)) is not None:
         name = Path(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         return f"`{name.name}` ({model.config.model_type}), run in every step"
+    if not hasattr(trainer.train_dataset, "unique"):  # a stream
+        return "losses computed before the training"
     identities = trainer.train_dataset.with_format(None).unique("reference")
     return f"{', '.join(f'`{one}`' for one in identities)}, losses computed before the training"
 
@@ -286,15 +287,18 @@ def _adapters(config: dict[str, Any]) -> str:
 
 def _stored_parameters(folder: Path) -> tuple[int | None, int | None]:
     """From the headers of safetensors files; tensors are not read."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     trunk = heads = 0
     files = sorted(folder.glob("model*.safetensors"))
     for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                size = int(np.prod(file.get_slice(name).get_shape()))
-                heads, trunk = (heads + size, trunk) if name.startswith("alignment.") else (heads, trunk + size)
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    size = int(np.prod(file.get_slice(name).get_shape()))
+                    heads, trunk = (heads + size, trunk) if name.startswith("alignment.") else (heads, trunk + size)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); save the model again.") from error
     return (trunk, heads) if files else (None, None)
 
 
@@ -303,7 +307,7 @@ def _beside(dataset: Any, name: str, read: Any) -> dict[str, Any]:
     for file in getattr(dataset, "cache_files", None) or ():
         for folder in list(Path(file["filename"]).parents)[:2]:
             if (folder / name).is_file():
-                return read(json.loads((folder / name).read_text()))
+                return read(read_json(folder / name, kind=dict))
     return {}
 
 

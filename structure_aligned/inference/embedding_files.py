@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..utils.files import atomic_file
+from ..utils.files import atomic_file, read_json
 from .embeddings import SequenceEmbedding
 
 
@@ -119,7 +119,7 @@ def read_embeddings(path: str | os.PathLike) -> Iterator[tuple[str, SequenceEmbe
         manifest = path / MANIFEST_NAME
         if not manifest.is_file():
             raise ValueError(f"{path} has no {MANIFEST_NAME}; expected a folder that examples/embed.py has written.")
-        files = [path / one["name"] for one in json.loads(manifest.read_text())["files"]]
+        files = [path / one["name"] for one in read_json(manifest, kind=dict)["files"]]
         if missing := [file.name for file in files if not file.exists()]:
             raise ValueError(
                 f"{path} is not finished: {len(missing)} of {len(files)} files are missing, such as {missing[0]}. Run "
@@ -130,7 +130,7 @@ def read_embeddings(path: str | os.PathLike) -> Iterator[tuple[str, SequenceEmbe
     for file in files:
         try:
             yield from (_read_parquet if file.suffix == ".parquet" else _read_safetensors)(file)
-        except (SafetensorError, pa.ArrowInvalid) as error:
+        except (SafetensorError, pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
             raise ValueError(
                 f"{file} is damaged ({error}); delete it and run the command that wrote it again."
             ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from array import array
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.ranks import remove_temporary
-from ..utils.files import write_json
+from ..utils.files import MAX_BYTES, read_json, write_json
 from .embedding_files import MANIFEST_NAME
 from .fasta import FastaRecord, clean_sequence, read_fasta
 
@@ -45,12 +44,12 @@ class EmbeddingPlan:
 
     def manifest(self) -> dict[str, Any] | None:
         """The stored one, `None` where there is none yet; a `ValueError` where it is of another job."""
-        try:
-            stored = json.loads(self.manifest_path.read_text())
-        except FileNotFoundError:
+        if not self.manifest_path.exists():
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.manifest_path} is damaged ({error}). Give a new folder, or delete it.") from error
+        try:
+            stored = read_json(self.manifest_path, kind=dict)
+        except ValueError as error:
+            raise ValueError(f"{error} Give a new folder, or delete it.") from error
         now, before = _flat(self.job), _flat({name: stored.get(name) for name in self.job})
         if differences := [name for name in {**now, **before} if now.get(name) != before.get(name)]:
             shown = "; ".join(f"{name} {before.get(name)!r}, now {now.get(name)!r}" for name in differences)
@@ -78,7 +77,7 @@ class EmbeddingPlan:
 
     def task(self, number: int) -> tuple[list[str], list[str]]:
         """Ids and sequences of a file."""
-        stored = json.loads(self._task_path(number).read_text())
+        stored = read_json(self._task_path(number), max_bytes=MAX_BYTES)
         return stored["ids"], stored["sequences"]
 
     def make(
@@ -117,7 +116,7 @@ class EmbeddingPlan:
             write_json(self.marker, {"renamed": renamed})
         if stored is not None:
             return stored
-        renamed = json.loads(self.marker.read_text())["renamed"]
+        renamed = read_json(self.marker)["renamed"]
         names = [f"embeddings-{number:05d}-of-{len(sizes):05d}.{suffix}" for number in range(len(sizes))]
         manifest = self.job | {
             "input": found | {"renamed": renamed},

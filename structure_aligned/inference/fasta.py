@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import sys
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 from transformers.utils import logging
 
+from ..utils.files import read_lines
+
 
 logger = logging.get_logger(__name__)
+
+MAX_RECORD = 16 * 1024**2
+"""Longer records are refused; the longest protein known has some 45,000 residues."""
 
 KNOWN_LETTERS = "ACDEFGHIKLMNPQRSTVWYBOUXZ"
 """Amino acids, selenocysteine, pyrrolysine and the ambiguous ones. What of these a tokenizer lacks is its unknown."""
@@ -46,68 +45,63 @@ def read_fasta(path: str | os.PathLike) -> Iterator[FastaRecord]:
     The records of a FASTA file in order, one in memory at a time.
 
     Args:
-        path (`str` or `os.PathLike`): Plain or gzipped, which its content says and not its name; `-` is the standard
-            input. Lines may end in LF or CRLF, and lines that are blank or begin with `;` are skipped.
+        path (`str` or `os.PathLike`): As [`read_lines`] takes it: plain or gzipped, which its content says and not
+            its name; `-` is the standard input. Lines that are blank or begin with `;` are skipped.
 
     Raises:
-        ValueError: It is no FASTA file, a header has no id, or its compressed data is cut off or damaged.
+        ValueError: It is not a FASTA file, a header has no id, a record is longer than `MAX_RECORD`, or the file
+            cannot be read to its end. The message names the record.
     """
-    name = "standard input" if str(path) == "-" else str(path)
-    header, lines, number = None, [], 0
-    with _opened(path) as file:
-        try:
-            for line in file:
-                line = line.strip()
-                if line.startswith(b">"):
-                    if header is not None:
-                        yield _record(number, header, lines, name)
-                    header, lines, number = line[1:], [], number + 1
-                elif not line or line.startswith(b";"):
-                    continue
-                elif header is None:
-                    raise ValueError(
-                        f"{name} begins with {line[:40]!r}; expected a FASTA file, whose headers begin with >."
-                    )
-                else:
-                    lines.append(line)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"{name} is damaged after record {number} ({error}); fetch or compress it anew."
-            ) from error
+    name = "The standard input" if str(path) == "-" else str(path)
+    yield from parse_fasta(read_lines(path, "a FASTA file"), name)
+
+
+def read_single_fasta(path: str | os.PathLike) -> str:
+    """The sequence of a FASTA file that holds exactly one, by the rule of [`clean_sequence`]."""
+    records = []
+    for record in read_fasta(path):
+        records.append(record)
+        if len(records) > 1:
+            break
+    if len(records) != 1 or not records[0].sequence:
+        found = "more than one protein" if len(records) > 1 else "no protein"
+        raise ValueError(f"{path} has {found}; expected a FASTA file with exactly one, not empty.")
+    cleaned, replaced = clean_sequence(records[0].sequence, f"The sequence of {path}")
+    if replaced:
+        logger.warning(f"{replaced} letters of {path} that stand for no amino acid are read as X.")
+    return cleaned
+
+
+def parse_fasta(lines: Iterable[str], name: str) -> Iterator[FastaRecord]:
+    """As [`read_fasta`], of lines that were read already; `name` is for the errors."""
+    header, letters, length, number = None, [], 0, 0
+    for line in lines:
+        line = line.strip()
+        if line.startswith(">"):
+            if header is not None:
+                yield _record(number, header, letters, name)
+            header, letters, length, number = line[1:], [], 0, number + 1
+        elif not line or line.startswith(";"):
+            continue
+        elif header is None:
+            raise ValueError(f"{name} begins with {line[:40]!r}; expected a FASTA file, whose headers begin with >.")
+        else:
+            letters.append(line)
+            length += len(line)
+            if length > MAX_RECORD:
+                raise ValueError(
+                    f"Record {number} ({header[:40]}) of {name} has more than {MAX_RECORD:,} letters; expected a "
+                    "protein. Remove it."
+                )
     if header is not None:
-        yield _record(number, header, lines, name)
+        yield _record(number, header, letters, name)
 
 
-@contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    if str(path) == "-":
-        yield from _decompressed(sys.stdin.buffer)
-        return
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is no file; give a FASTA file, or - for the standard input.")
-    with open(path, "rb") as file:
-        yield from _decompressed(file)
-
-
-def _decompressed(file: BinaryIO) -> Iterator[BinaryIO]:
-    if file.peek(2)[:2] == b"\x1f\x8b":
-        with gzip.open(file) as plain:
-            yield plain
-    else:
-        yield file
-
-
-def _record(number: int, header: bytes, lines: list[bytes], name: str) -> FastaRecord:
-    try:
-        text, sequence = header.decode(), b"".join(lines).decode("ascii")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"Record {number} of {name} is no text ({error}); expected UTF-8 and one-letter codes."
-        ) from error
-    parts = text.split(maxsplit=1)
+def _record(number: int, header: str, letters: list[str], name: str) -> FastaRecord:
+    parts = header.split(maxsplit=1)
     if not parts:
         raise ValueError(f"Record {number} of {name} has no id; expected a name right after the >.")
-    return FastaRecord(number, parts[0], parts[1] if len(parts) > 1 else "", sequence)
+    return FastaRecord(number, parts[0], parts[1] if len(parts) > 1 else "", "".join(letters))
 
 
 def clean_sequence(sequence: str, name: str) -> tuple[str, int]:

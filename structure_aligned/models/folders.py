@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..utils.files import atomic_file
 from .trunks import tokenizer_of
-from .weights import load_auto
+from .weights import load_auto, read_tensors
 
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -81,16 +82,14 @@ def halve_stored_weights(folder: str | os.PathLike) -> None:
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise ValueError(f"{folder} has no {path.name}; save the model there first, in one file.")
-    state = load_file(path)
+    state = read_tensors(path, "the weights of a model")
     halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if beyond := [
         name for name, tensor in halved.items() if tensor.is_floating_point() and not tensor.isfinite().all()
     ]:
         raise ValueError(f"{path}: {beyond[:3]} have numbers beyond the range of float16; leave them in float32.")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    save_file(halved, temporary, metadata={"format": "pt"})
-    temporary.chmod(path.stat().st_mode)
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        file.write(save(halved, metadata={"format": "pt"}))
 
 
 def holds_adapters(path: str | os.PathLike) -> bool:

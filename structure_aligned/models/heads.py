@@ -48,7 +48,7 @@ class StructureAlignmentSettings:
                 )
         if len(self.loss_weights) != 3 or not all(0 <= weight < math.inf for weight in self.loss_weights):
             raise ValueError(
-                f"structure_alignment['loss_weights'] is {self.loss_weights}; expected three finite numbers >= 0: "
+                f"structure_alignment['loss_weights'] is {self.loss_weights}; expected three numbers, none below 0: "
                 "MLM, physical (3Di), latent (contrastive)."
             )
 

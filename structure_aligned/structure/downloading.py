@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import http.client
 import random
+import re
 import threading
 import time
 import urllib.error
@@ -169,7 +170,7 @@ class Downloader:
             if isinstance(reason, TimeoutError):
                 raise DownloadError(f"no answer for {self.timeout:g} s", passing=True) from error
             raise DownloadError(f"no connection: {reason or type(error).__name__}", passing=True) from error
-        if expected is not None and expected.isdigit() and len(data) != int(expected):
+        if re.fullmatch("[0-9]{1,18}", expected or "") and len(data) != int(expected):
             raise DownloadError(f"cut off after {len(data):,} of {int(expected):,} bytes", passing=True)
         return bytes(data)
 
@@ -178,10 +179,9 @@ def _seconds(retry_after: str | None) -> float | None:
     """The value of a `Retry-After` header: seconds, or a date."""
     if retry_after is None:
         return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
     try:
-        date = email.utils.parsedate_to_datetime(retry_after)
-    except ValueError:
+        if retry_after.strip().isdigit():
+            return float(retry_after)
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, TypeError, IndexError, OverflowError):  # what the parser raises of nonsense
         return None
-    return max(0.0, date.timestamp() - time.time())

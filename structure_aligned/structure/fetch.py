@@ -11,9 +11,11 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 import gemmi
 from tqdm import tqdm
 
+from ..utils.files import write_text
 from .downloading import Downloader, DownloadError
 from .io import read_chains
 
@@ -30,6 +33,7 @@ PDB_URL = "https://files.rcsb.org/download"
 AFDB_URL = "https://alphafold.ebi.ac.uk"
 REPORT_NAME = "fetch_report.tsv"
 _WORK_FOLDER = ".fetching"
+_MAX_FRAGMENTS = 1000  # titin has some 200
 
 # Old ids of four characters, also in their new spelling, and new ones.
 _PDB_ID = re.compile(r"(?:pdb_0000)?([1-9][a-z0-9]{3})|(pdb_[a-z0-9]{8})", re.IGNORECASE)
@@ -80,9 +84,7 @@ class FetchReport:
         rows = [("id", "source", "reason", "url")]
         rows += [(result.id, result.source, result.reason, result.url) for result in self.failed]
         text = "".join("\t".join(" ".join(str(cell).split()) for cell in row) + "\n" for row in rows)
-        temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, text)
 
 
 def fetch_structures(
@@ -126,6 +128,11 @@ def fetch_structures(
     downloader = Downloader(**options)
     archive = _Archive(Path(folder), downloader, pdb_url.rstrip("/"), afdb_url.rstrip("/"), afdb_version)
     archive.work.mkdir(parents=True, exist_ok=True)
+    for other in archive.folder.glob(f"{_WORK_FOLDER}*"):
+        # What has not changed for a day is of a call that was killed.
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(other)
     results: dict[str, FetchResult] = {}
     try:
         with ThreadPoolExecutor(max_connections) as pool:
@@ -162,6 +169,23 @@ def parse_entry(name: str) -> Entry:
     return None
 
 
+def split_ids(line: str) -> list[str]:
+    """
+    The ids of a line, separated by commas or white space; a line that begins with `#` is a comment.
+
+    Where only the first word is an id, the line is a row of a table whose other columns are not read. Where several
+    fields of a comma-separated line are ids, all of its fields count, so that a misspelt one is reported.
+    """
+    fields = [field.split() for field in line.split(",") if field.strip()]
+    words = [word for field in fields for word in field]
+    if not words or line.lstrip().startswith("#"):
+        return []
+    firsts = [field[0] for field in fields]
+    if all(parse_entry(word) for word in words):
+        return words
+    return firsts if sum(parse_entry(word) is not None for word in firsts) > 1 else firsts[:1]
+
+
 def _by_entry(names: list[str]) -> Iterator[tuple[Entry, list[str]]]:
     grouped: dict[Any, list[str]] = {}
     for name in names:
@@ -176,7 +200,8 @@ class _Archive:
     def __init__(
         self, folder: Path, downloader: Downloader, pdb_url: str, afdb_url: str, afdb_version: int | None
     ) -> None:
-        self.folder, self.work = folder, folder / _WORK_FOLDER
+        # Its own for each call: of several in one folder none may take the files of another away.
+        self.folder, self.work = folder, folder / f"{_WORK_FOLDER}-{uuid.uuid4().hex}"
         self.downloader, self.pdb_url, self.afdb_url, self.afdb_version = downloader, pdb_url, afdb_url, afdb_version
 
     def have(self, entry: Entry, name: str) -> FetchResult:
@@ -199,6 +224,9 @@ class _Archive:
             result.reason = error.reason
         except OSError as error:
             result.reason = f"cannot be written: {error}"
+        # Whatever a server may answer, it is the outcome of this id and not the end of the others.
+        except (ValueError, ArithmeticError, LookupError, TypeError, RuntimeError, MemoryError) as error:
+            result.reason = f"the answer is not understood ({type(error).__name__}: {error})"
         return result
 
     def _kept_pdb(self, code: str) -> list[Path]:
@@ -249,7 +277,7 @@ class _Archive:
     def _is_sound(path: Path, source: str, code: str) -> bool:
         try:
             _verify(path, source, code)
-        except (ValueError, FileNotFoundError):
+        except (ValueError, OSError):
             return False
         return True
 
@@ -259,7 +287,7 @@ def _afdb_addresses(data: bytes, code: str) -> list[tuple[str, str]]:
     try:
         answer = json.loads(data)
         found = [str(one["cifUrl"]) for one in answer if str(one["uniprotAccession"]).upper() == code]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"the API's answer is not understood ({type(error).__name__}: {error})") from error
     numbered = []
     for url in found:
@@ -267,6 +295,8 @@ def _afdb_addresses(data: bytes, code: str) -> list[tuple[str, str]]:
         if match is None or match[1].upper() != code:
             raise ValueError(f"the API names a file that is not understood: {url}")
         numbered.append((int(match[2]), url, match[0]))
+    if len(numbered) > _MAX_FRAGMENTS:
+        raise ValueError(f"the API names {len(numbered):,} files of {code}; expected at most {_MAX_FRAGMENTS:,}")
     if not numbered:
         raise ValueError(f"the API knows no model of {code}")
     return [(url, name) for _, url, name in sorted(numbered, reverse=True)]

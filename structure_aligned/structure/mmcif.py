@@ -73,7 +73,7 @@ def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
     model_cif = any(tag.lower().startswith("_ma_") for tag in tags)
     for category in _UNUSED_CATEGORIES:
         block.find_mmcif_category(category).erase()
-    numbers = _number_mmcif_residues(block) if number_again else None
+    numbers, places = _number_mmcif_residues(block) if number_again else (None, None)
     structure = gemmi.make_structure_from_block(block)
     keep_first_model(structure)
     parents = {
@@ -90,9 +90,10 @@ def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
         parents,
         labelled=True,
         numbers=numbers,
+        places=places,
         resolution=resolution,
         model_cif=model_cif,
-        unread=lambda: _first_unread_row(block),
+        unread=lambda marked: _first_unread_row(block, marked),
     )
     name_standard_residues(structure)
     return parsed
@@ -117,8 +118,8 @@ def _add_optional_columns(block: gemmi.cif.Block) -> None:
         raise ValueError(f"_atom_site lacks the column(s) {', '.join(absent)}")
 
 
-def _number_mmcif_residues(block: gemmi.cif.Block) -> list[str]:
-    """Numbers the residues of `_atom_site` from 1 in file order; returns their numbers in the file."""
+def _number_mmcif_residues(block: gemmi.cif.Block) -> tuple[list[str], list[str]]:
+    """Numbers the residues of `_atom_site` from 1 in file order; returns their numbers in the file and first rows."""
     names = ["auth_seq_id", "pdbx_PDB_ins_code", "label_seq_id", "auth_asym_id", "label_asym_id"]
     names += ["pdbx_PDB_model_num", "label_comp_id", "label_alt_id", "label_atom_id", "Cartn_x", "Cartn_y", "Cartn_z"]
     table = block.find("_atom_site.", names)
@@ -127,18 +128,20 @@ def _number_mmcif_residues(block: gemmi.cif.Block) -> list[str]:
         *site, component, altloc, name = (gemmi.cif.as_string(row[i]) for i in range(9))
         position = (row[9], row[10], row[11])
         atoms.append(AtomLine(tuple(site), component, altloc, name, position, f"row {index} of _atom_site"))
-    numbers: list[str] = []
+    numbers, places = [], []
     for residue, row, atom in zip(number_residues(atoms), table, atoms):
         number, insertion, label, *_ = atom.site
         if residue > len(numbers):
             numbers.append(number + insertion if number else label)
+            places.append(atom.line)
         row[0], row[1] = str(residue), "?"
-    return numbers
+    return numbers, places
 
 
-def _first_unread_row(block: gemmi.cif.Block) -> str | None:
+def _first_unread_row(block: gemmi.cif.Block, marked: bool) -> str | None:
+    missing = {"?", "."} if marked else {"?", ".", "nan"}
     for index, row in enumerate(block.find("_atom_site.", ["Cartn_x", "Cartn_y", "Cartn_z"]), start=1):
         values = [row[i] for i in range(3)]
-        if not set(values) <= {"?", "."} and not all(math.isfinite(gemmi.cif.as_number(value)) for value in values):
+        if not all(value.lower() in missing or math.isfinite(gemmi.cif.as_number(value)) for value in values):
             return f"row {index} of _atom_site ({' '.join(values)!r})"
     return None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import gemmi
 import numpy as np
 
+from .atoms import read_backbone
 from .chain import BACKBONE_ATOMS, ProteinChain
 from .components import has_ca, one_letter
 from .parsed import MergedResiduesError, ParsedStructure
@@ -33,6 +34,12 @@ _PEPTIDE_BOND = 2.0
 """Å between C and N of neighbours: 1.33 in a peptide bond, more only in poor models."""
 _NEIGHBOURING_CA = 4.5
 """Å between the CA of neighbours, 3.8 or, in a cis peptide, 2.9."""
+_ONE_RESIDUE = 2.5
+"""Å between the CA of conformers of one residue, which is less than neighbours ever have."""
+_OTHER_MOLECULE = 25.0
+"""Å between CA that no short loop spans."""
+_LOST = 0.1
+"""Share of a file's atoms that may lack coordinates without their being refused as unreadable."""
 _REACH = 3.9
 """Å that each residue of a missing loop can span."""
 _LONGEST_LOOP = 30
@@ -45,10 +52,11 @@ class _Residues:
 
     rows: list[int]  # over all residues of the model; -1 for those left out
     keys: list[tuple[str, str, str]]  # chain id, segment, subchain where that is the file's own
-    runs: list[int]
+    runs: list[int]  # what stands between TER records, or between waters
     letters: list[str]
     numbers: list[str]
     labels: list[int | None]
+    places: list[str]  # among all residues, where these were numbered again
 
 
 def extract_chains(parsed: ParsedStructure, metadata: dict) -> list[ProteinChain]:
@@ -63,10 +71,9 @@ def extract_chains(parsed: ParsedStructure, metadata: dict) -> list[ProteinChain
         ValueError: A chain has no backbone atom whose coordinates can be read.
     """
     _find_polymers(parsed)
-    closed = _closed_runs(parsed)
-    residues = _list_residues(parsed)
-    coords, b_factors, has_atoms, has_backbone = _backbone(parsed.structure, residues)
-    molecules = _split_into_molecules(residues, coords, closed, parsed.labelled)
+    residues, closed = _list_residues(parsed)
+    coords, b_factors, has_atoms, has_backbone, lost = read_backbone(parsed.structure, residues.rows)
+    molecules = _split_into_molecules(residues, coords, closed, parsed)
     names = {name for name, _ in molecules}
     chains, used = [], set()
     for name, rows in molecules:
@@ -88,12 +95,14 @@ def extract_chains(parsed: ParsedStructure, metadata: dict) -> list[ProteinChain
                 **metadata,
             )
         )
+    if lost > _LOST and (unread := parsed.unread(False)):
+        raise ValueError(f"{lost:.0%} of its protein atoms have no coordinates; {unread} has no three numbers there")
     return chains
 
 
 def _refuse_without_coordinates(parsed: ParsedStructure, name: str, rows: list[int], has_atoms: np.ndarray) -> None:
     """Coordinates that mmCIF marks as unknown are as good as none; anything else is an error."""
-    unread = parsed.unread()
+    unread = parsed.unread(True)
     if unread is None and not has_atoms[rows].any():
         return
     why = f"{unread} has no three numbers there" if unread else "its atoms are not called N, CA, C, O or CB"
@@ -113,18 +122,23 @@ def _find_polymers(parsed: ParsedStructure) -> None:
     if parsed.labelled:
         parsed.structure.merge_chain_parts()
         parsed.structure.add_entity_types()
+        if not parsed.structure.entities:
+            for chain in model:
+                _restore_polymer(chain)
         if any(chain[0].subchain == "" for chain in model):
             parsed.structure.assign_subchains(False)
         return
     parsed.structure.add_entity_types()
-    before: dict[str, gemmi.Residue | None] = {}  # where an earlier run of this id ends; none after a TER record
+    previous: dict[str, gemmi.Residue | None] = {}  # where an earlier run of this id ends; none after a TER record
     for chain, ended in zip(model, _ended_runs(parsed)):
         name = chain.name
         if ended:
             _end_polymer(chain)
-        elif name in before:
-            _restore_polymer(chain, before[name])
-        before[name] = None if ended or before.get(name, chain[0]) is None else chain[-1]
+        else:
+            if name in previous:
+                _set_type(chain, gemmi.EntityType.NonPolymer)
+            _restore_polymer(chain, previous.get(name))
+        previous[name] = None if ended or previous.get(name, chain[0]) is None else chain[-1]
     parsed.structure.assign_subchains(True)
 
 
@@ -168,25 +182,37 @@ def _check_runs(model: gemmi.Model) -> None:
         last[chain.name] = chain[-1]
 
 
-def _restore_polymer(chain: gemmi.Chain, before: gemmi.Residue | None) -> None:
+def _restore_polymer(chain: gemmi.Chain, previous: gemmi.Residue | None) -> None:
     """
-    Marks as polymer what a run that follows on a chain of the same id holds of proteins.
+    Marks as polymer what a run that no TER record ends holds of proteins.
 
-    That is from the first to the last of the ATOM records' amino acids that are bonded to another, or to the residue
-    `before` the run. Amino acids that stand alone, or that are HETATM records, are ligands.
+    gemmi ends the polymer at the first water or unknown HETATM residue, and takes a run that follows on a chain of the
+    same id for ligands. The polymer goes from the first to the last of the ATOM records' amino acids that are bonded
+    to another, or to the `previous` residue of the chain. Amino acids that stand alone, or that are HETATM records,
+    are ligands.
     """
-    first, polymer_type = chain[0], gemmi.EntityType.Polymer
-    goes_on = before is not None and before.entity_type == polymer_type and first.het_flag == "A"
-    goes_on = goes_on and all(one.find_atom("CA", "*") for one in (before, first)) and _are_bonded(before, first)
-    peptides = [i for i, residue in enumerate(chain) if residue.find_atom("CA", "*") and len(residue) > 1]
+    polymer_type = gemmi.EntityType.Polymer
+    if not any(
+        residue.entity_type != polymer_type
+        and (residue.het_flag == "A" or (before and before.entity_type == polymer_type and has_ca(residue)))
+        for before, residue in zip(itertools.chain([None], chain), chain)
+    ):
+        return
+    peptides = [i for i, residue in enumerate(chain) if residue.find_atom("CA", "*") and _is_amino_acid(residue)]
     bonded = [(i, j) for i, j in itertools.pairwise(peptides) if _are_bonded(chain[i], chain[j])]
     polymer = sorted({i for pair in bonded if any(chain[k].het_flag == "A" for k in pair) for i in pair})
-    if goes_on:
-        polymer = [0, *polymer]
-    _set_type(chain, gemmi.EntityType.NonPolymer)
-    for i in {0, *peptides} if goes_on else peptides:
-        if polymer and polymer[0] <= i <= polymer[-1] and (chain[i].het_flag == "A" or i in polymer):
-            chain[i].entity_type = polymer_type
+    if previous and previous.entity_type == polymer_type and peptides[:1] == [0] and has_ca(previous):
+        if chain[0].het_flag == "A" and _are_bonded(previous, chain[0]):
+            polymer = [0, *polymer]
+    if polymer:
+        for i in peptides:
+            if polymer[0] <= i <= polymer[-1] and (chain[i].het_flag == "A" or i in polymer):
+                chain[i].entity_type = polymer_type
+
+
+def _is_amino_acid(residue: gemmi.Residue) -> bool:
+    """Whether a residue that has an atom CA is no calcium ion."""
+    return len(residue) > 1 or gemmi.find_tabulated_residue(residue.name).is_amino_acid()
 
 
 def _end_polymer(chain: gemmi.Chain) -> None:
@@ -195,7 +221,7 @@ def _end_polymer(chain: gemmi.Chain) -> None:
     before the TER, too, and amino acids among them are those that are not bonded to the polymer.
     """
     last = len(chain) - 1
-    while last >= 0 and (chain[last].het_flag != "A" or not has_ca(chain[last])):
+    while last >= 0 and (chain[last].het_flag != "A" or not (has_ca(chain[last]) or one_letter(chain[last].name))):
         last -= 1
     if last < 0:
         return  # nucleic acids, ligands, waters
@@ -214,23 +240,31 @@ def _are_bonded(one: gemmi.Residue, other: gemmi.Residue) -> bool:
 
 
 def _is_protein(structure: gemmi.Structure, span: gemmi.ResidueSpan) -> bool:
+    """By the file's entity, else by the residues: a protein may share its chain id with a longer nucleic acid."""
     entity = structure.get_entity_of(span)
     kind = entity.polymer_type if entity else gemmi.PolymerType.Unknown
     if kind == gemmi.PolymerType.Unknown:
         kind = span.check_polymer_type()
+        if kind not in _PEPTIDES:
+            polymer = (residue for residue in span if residue.entity_type == gemmi.EntityType.Polymer)
+            return sum(residue.het_flag == "A" and has_ca(residue) for residue in polymer) > 1
     return kind in _PEPTIDES
 
 
 # --- Residues ----------------------------------------------------------------------------------------------------
 
 
-def _list_residues(parsed: ParsedStructure) -> _Residues:
+def _list_residues(parsed: ParsedStructure) -> tuple[_Residues, list[bool]]:
+    """The residues, and whether each of their runs begins behind the end of another of its chain id."""
     structure = parsed.structure
     parents = parsed.parents | {modified.res_id.name: modified.parent_comp_id for modified in structure.mod_residues}
     rows: list[int] = []
     found: list[tuple] = []
+    closed: list[bool] = []
     letters, polymer = {}, gemmi.EntityType.Polymer
-    for run, chain in enumerate(structure[0]):
+    for chain, is_closed in zip(structure[0], _closed_runs(parsed)):
+        closed.append(is_closed)
+        after_water = False
         for span in chain.subchains():
             key = (chain.name, "", span.subchain_id() if parsed.labelled else "")
             protein = _is_protein(structure, span)
@@ -247,17 +281,25 @@ def _list_residues(parsed: ParsedStructure) -> _Residues:
                         letters[name] = one_letter(name) or one_letter(parents.get(name, ""))
                     # Caps such as ACE are no amino acid and have no CA.
                     letter = letters[name] or ("X" if has_ca(residue) else None)
+                elif residue.is_water():
+                    after_water = True
                 previous = site
                 rows.append(len(found) if letter else -1)
                 if letter:
                     number, segment, label = site
-                    if segment != key[1]:
-                        key = (key[0], segment, key[2])
-                    found.append((key, run, letter, number, label))
+                    part = residue.entity_id if parsed.labelled else segment
+                    if part != key[1]:
+                        key = (key[0], part, key[2])
+                    if after_water:
+                        if found and found[-1][0] == key:
+                            closed.append(True)
+                        after_water = False
+                    found.append((key, len(closed) - 1, letter, number, label))
     keys, runs, letters, numbers, labels = map(list, zip(*found)) if found else ([], [], [], [], [])
+    places = numbers
     if parsed.numbers is not None:
         numbers = [parsed.numbers[int(number) - 1] for number in numbers]
-    return _Residues(rows, keys, runs, letters, numbers, labels)
+    return _Residues(rows, keys, runs, letters, numbers, labels, places), closed
 
 
 def _complete_numbers(numbers: tuple[str, ...]) -> tuple[str, ...]:
@@ -274,7 +316,7 @@ def _complete_numbers(numbers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _split_into_molecules(
-    residues: _Residues, coords: np.ndarray, closed: list[bool], labelled: bool
+    residues: _Residues, coords: np.ndarray, closed: list[bool], parsed: ParsedStructure
 ) -> list[tuple[str, list[int]]]:
     """Chain id of the file and rows of each molecule, in file order."""
     molecules: dict[tuple, list[list[int]]] = {}
@@ -285,129 +327,79 @@ def _split_into_molecules(
         rows = range(start, start + len(list(group)))
         start = rows.stop
         parts = molecules.setdefault(key, [])
-        # Most runs are a molecule of their own whose numbers are all different.
-        if not parts and len(fresh := set(residues.numbers[rows.start : rows.stop])) == len(rows):
+        # Most runs are a molecule of their own whose numbers grow.
+        if not parts and _numbers_grow(residues, rows):
             parts.append(list(rows))
             order.append((key[0], parts[-1]))
-            numbers[rows.start] = fresh
+            numbers[rows.start] = set(residues.numbers[rows.start : rows.stop])
             continue
         for row in rows:
             last = parts[-1] if parts else None
-            if last is None or not _continues(residues, coords, closed, labelled, numbers[last[0]], last[-1], row):
+            if last is None or not _continues(residues, coords, closed, parsed, numbers[last[0]], last[-1], row):
                 last = []
                 parts.append(last)
                 order.append((key[0], last))
                 numbers[row] = set()
             last.append(row)
             numbers[last[0]].add(residues.numbers[row])
-    # What stands alone behind the end of a chain is a free amino acid, not a chain of one residue.
-    return [(name, rows) for name, rows in order if len(rows) > 1 or not closed[residues.runs[rows[0]]]]
+    # What stands alone beside a molecule of its id is a free amino acid, not a chain of one residue.
+    longer = {name for name, rows in order if len(rows) > 1}
+    return [(name, rows) for name, rows in order if len(rows) > 1 or name not in longer]
+
+
+def _numbers_grow(residues: _Residues, rows: range) -> bool:
+    numbers, labels = (column[rows.start : rows.stop] for column in (residues.numbers, residues.labels))
+    if len(set(numbers)) < len(numbers):
+        return False
+    try:
+        values = list(map(int, numbers))
+    except ValueError:
+        values = [_value(number) for number in numbers]
+    known = [label for label in labels if label is not None]
+    return None not in values and all(map(operator.le, values, values[1:])) and all(map(operator.lt, known, known[1:]))
+
+
+def _value(number: str) -> int | None:
+    """The number without its insertion code."""
+    found = re.match(r"-?\d+", number)
+    return int(found[0]) if found else None
 
 
 def _continues(
     residues: _Residues,
     coords: np.ndarray,
     closed: list[bool],
-    labelled: bool,
+    parsed: ParsedStructure,
     numbers: set[str],
     last: int,
     row: int,
 ) -> bool:
     """Whether the residue at `row` belongs to the molecule that holds `numbers` and ends at `last`."""
-    if labelled and None not in (labels := (residues.labels[last], residues.labels[row])) and labels[0] < labels[1]:
+    labels = (residues.labels[last], residues.labels[row])
+    is_labelled = parsed.labelled and None not in labels
+    if is_labelled and labels[0] < labels[1]:
         return True
     number, before = residues.numbers[row], residues.numbers[last]
-    starts_again = number in numbers and number != before and number[:1] in _NUMBER_STARTS
-    is_closed = residues.runs[last] != residues.runs[row] and closed[residues.runs[row]]
-    if not starts_again and not is_closed:
-        return True
     bond = np.linalg.norm(coords[last, _C] - coords[row, _N])
     distance = np.linalg.norm(coords[last, _CA] - coords[row, _CA])
-    if bond < _PEPTIDE_BOND or (np.isnan(bond) and distance < _NEIGHBOURING_CA):
+    is_bonded = bond < _PEPTIDE_BOND or (np.isnan(bond) and _ONE_RESIDUE < distance < _NEIGHBOURING_CA)
+    is_closed = residues.runs[last] != residues.runs[row] and closed[residues.runs[row]]
+    values = (_value(before), _value(number))
+    are_neighbours = _ONE_RESIDUE < distance < _NEIGHBOURING_CA or (is_bonded and np.isnan(distance))
+    if number == before and None not in values and not is_closed and not are_neighbours:
+        # Conformers, or molecules listed residue by residue, whose marks somebody removed.
+        if parsed.places is None:
+            raise MergedResiduesError
+        raise ValueError(
+            f"{parsed.places[int(residues.places[row]) - 1]}: residue {number} of chain {residues.keys[row][0]!r} "
+            "comes twice without being marked as an alternative location"
+        )
+    if is_bonded:
         return True
-    if starts_again:
+    gap = 0 if None in values else values[1] - values[0]
+    if (number in numbers and number != before and None not in values) or (
+        (gap < 0 or is_labelled) and distance > _OTHER_MOLECULE
+    ):
         return False
     # Some programs write TER at every gap of a chain, so a loop of as many residues as are missing has to reach.
-    values = [re.match(r"-?\d+", text) for text in (before, number)]
-    gap = int(values[1][0]) - int(values[0][0]) if all(values) else 0
-    return 1 < gap <= _LONGEST_LOOP and bool(distance <= _REACH * gap)
-
-
-# --- Atoms -------------------------------------------------------------------------------------------------------
-
-
-def _backbone(structure: gemmi.Structure, residues: _Residues) -> tuple[np.ndarray, ...]:
-    """
-    Coordinates `(length, 5, 3)`, B-factors `(length,)`, and whether each residue has any atom and any backbone atom
-    with coordinates (other than zeros), taken from all atoms at once.
-    """
-    length = len(residues.letters)
-    atom_counts = [len(residue) for chain in structure[0] for residue in chain]
-    for chain in structure[0]:
-        # FlatStructure refuses names of more than 7 characters, and only atom names are needed from here on.
-        chain.name = ""
-        for residue in chain:
-            residue.name = residue.subchain = residue.entity_id = ""
-    atoms = gemmi.FlatStructure(structure)
-    residue = np.repeat(np.arange(len(residues.rows)), atom_counts)
-    row = np.array(residues.rows, dtype=int)[residue]
-    with np.errstate(over="ignore", invalid="ignore"):
-        position = atoms.pos.astype(np.float32)  # beyond the range of float32: infinite, so missing
-        finite = np.isfinite(position[:, 0] + position[:, 1] + position[:, 2])
-    names = np.array(atoms.atom_names).view(np.uint64).ravel()  # eight bytes each, compared as one number
-    used = row >= 0
-    present = used & finite
-
-    coords = np.full((length, len(BACKBONE_ATOMS), 3), np.nan, dtype=np.float32)
-    with_ca = None
-    for slot, name in enumerate(BACKBONE_ATOMS):
-        atom = np.flatnonzero(names == _as_number(name))
-        owner = residue[atom]
-        if (owner[1:] == owner[:-1]).any():
-            with_ca = residue[names == _as_number("CA")] if with_ca is None else with_ca
-            repeated = np.intersect1d(owner[1:][owner[1:] == owner[:-1]], with_ca)
-            _check_alternatives(atoms, atom[np.isin(owner, repeated)], residue)
-        atom = atom[present[atom]]
-        coords[row[atom], slot] = position[atom]  # of repeated rows the last one stays: the last-listed altloc
-    has_backbone = (np.isfinite(coords) & (coords != 0)).any(axis=(1, 2))
-    _drop_placeholders(coords)
-
-    # Each line overrides the one before it: any atom, the first present atom, the last-listed CA.
-    b_factors = np.full(length, np.nan, dtype=np.float32)
-    for atom in (
-        np.flatnonzero(used)[::-1],
-        np.flatnonzero(present)[::-1],
-        np.flatnonzero(present & (names == _as_number("CA"))),
-    ):
-        b_factors[row[atom]] = atoms.b_iso[atom]
-    has_atoms = np.zeros(length, dtype=bool)
-    has_atoms[row[present]] = True
-    return coords, b_factors, has_atoms, has_backbone
-
-
-def _as_number(name: str) -> np.uint64:
-    return np.frombuffer(name.encode().ljust(8, b"\0"), np.uint64)[0]
-
-
-def _check_alternatives(atoms: gemmi.FlatStructure, found: np.ndarray, residue: np.ndarray) -> None:
-    """Raises where an atom comes twice in a residue, at two places, without being marked as an alternative."""
-    altlocs, positions = np.array(atoms.altlocs)[found], np.array(atoms.pos)[found]
-    seen: dict[tuple, tuple] = {}
-    for index, altloc, position in zip(residue[found].tolist(), altlocs.tolist(), map(tuple, positions.tolist())):
-        if seen.setdefault((index, altloc), position) != position and not np.isnan(position[0]):
-            raise MergedResiduesError
-
-
-def _drop_placeholders(coords: np.ndarray) -> None:
-    """
-    Makes coordinates NaN, in place, that stand for missing atoms: several atoms of a residue at one point, and an atom
-    at the origin that lies nowhere near the rest of its residue.
-    """
-    # Atoms at one point have one sum of coordinates, and an atom at the origin has the sum 0; few others have.
-    sums = coords.sum(axis=-1)
-    ordered = np.sort(sums, axis=-1)
-    for row in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=-1) | (sums == 0).any(axis=-1)):
-        distances = np.linalg.norm(coords[row, :, None] - coords[row, None], axis=-1)
-        np.fill_diagonal(distances, np.nan)
-        at_origin = (coords[row] == 0).all(axis=-1) & np.isfinite(distances).any(axis=-1)
-        coords[row, (distances == 0).any(axis=-1) | (at_origin & ~(distances < 5).any(axis=-1))] = np.nan
+    return not is_closed or (1 < gap <= _LONGEST_LOOP and bool(distance <= _REACH * gap))

@@ -37,9 +37,11 @@ class ParsedStructure:
         ends (`frozenset[int]`, *optional*): Numbers of atoms that stand before the TER records.
         labelled (`bool`, *optional*, defaults to `False`): Subchains are the file's own (label_asym_id of mmCIF).
         numbers (`list[str]`, *optional*): Where residues were numbered again: what the file gives as their number.
+        places (`list[str]`, *optional*): Where residues were numbered again: the line at which each begins.
         resolution (`float`, *optional*): In Å; 0 where the file does not say.
         names_predictor, model_cif (`bool`, *optional*): Marks of a predicted structure.
-        unread (`Callable`, *optional*): Names the first atom line whose coordinates are not numbers, for errors.
+        unread (`Callable`, *optional*): Names the first atom line whose coordinates are not numbers, for errors; of
+            `False`, the first whose coordinates are not marked as missing either.
         first_atom (`str`, *optional*): Where the atoms begin, for errors.
     """
 
@@ -48,10 +50,11 @@ class ParsedStructure:
     ends: frozenset[int] = frozenset()
     labelled: bool = False
     numbers: list[str] | None = None
+    places: list[str] | None = None
     resolution: float = 0.0
     names_predictor: bool = False
     model_cif: bool = False
-    unread: Callable[[], str | None] = lambda: None
+    unread: Callable[[bool], str | None] = lambda marked: None
     first_atom: str = "row 1 of _atom_site"
 
 

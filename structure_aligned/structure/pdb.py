@@ -30,7 +30,10 @@ _PDB_ODD_ATOM = re.compile(
 _PDB_SEGMENT = re.compile(rb"(\n(?:ATOM|HETA).{68})[^\n]{1,4}", re.IGNORECASE)
 _LONG_SERIAL = re.compile(rb"(\n(?:ATOM  |HETATM))\d*(\d{5})( .*)", re.IGNORECASE)
 _RESIDUE_NUMBER = re.compile(rb"(?= *-?\d+\Z).{4}|[A-Za-z][\dA-Za-z]{3}|    ")
-_COORDINATE = re.compile(rb" *[+-]?\d+\.?\d* *")  # gemmi stops at whatever else there is
+_COORDINATE = re.compile(rb" *[+-]?(?:\d+\.?\d*|\.\d+) *")
+# What programs write for an atom that has no coordinates.
+_NO_COORDINATE = re.compile(rb" *(?:[+-]?(?:nan|inf)|\?|\.|\*+|none|null|n/?a)? *", re.IGNORECASE)
+_INDENTED_ATOM = re.compile(rb"\n[^\nA-Za-z]{1,8}(?:ATOM  |HETATM)", re.IGNORECASE)
 
 
 def parse_pdb(data: bytes, number_again: bool = False) -> ParsedStructure:
@@ -50,23 +53,28 @@ def parse_pdb(data: bytes, number_again: bool = False) -> ParsedStructure:
     end = data.find(b"\nENDMDL")
     if end >= 0:
         data = data[: end + 1]  # the other models of an NMR file need not be parsed
+    if indented := _INDENTED_ATOM.search(data):
+        start = indented.start() + 1
+        text = data[start : data.find(b"\n", start)].decode("latin-1").rstrip()
+        raise ValueError(f"line {_line_number(data, start)} ({text!r}) does not begin with the name of its record")
     mend = _LineMender(data)
     data = _PDB_ODD_ATOM.sub(mend, data)
     structure, ends = _read_pdb(data)
     if _has_stray_segments(structure):
         data = _PDB_SEGMENT.sub(rb"\1    ", data)
         structure, ends = _read_pdb(data)
-    numbers = None
+    numbers = places = None
     if number_again:
-        data, numbers = _number_pdb_residues(data)
+        data, numbers, places = _number_pdb_residues(data)
         structure, ends = _read_pdb(data)
     parsed = ParsedStructure(
         structure,
         ends=ends,
         numbers=numbers,
+        places=places,
         resolution=structure.resolution,
         names_predictor=any("ALPHAFOLD" in remark.upper() for remark in structure.raw_remarks),
-        unread=lambda: mend.unread,
+        unread=lambda marked: mend.unread if marked else mend.garbled,
         first_atom=f"line {_line_number(data, _PDB_ATOM.search(data).end())}",
     )
     name_standard_residues(structure)
@@ -122,7 +130,7 @@ class _LineMender:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.unread: str | None = None
-        self._garbled = 0
+        self.garbled: str | None = None
         # Either the fourth letter of a residue name or the first of a two-letter chain id stands before the chain id.
         self._four_letter_names: bool | None = None
 
@@ -148,13 +156,20 @@ class _LineMender:
         fields = [line[start : start + 8] for start in (31, 39, 47)]
         if all(_COORDINATE.fullmatch(part) for part in fields):
             return line
+        garbled = sum(not _COORDINATE.fullmatch(part) and not _NO_COORDINATE.fullmatch(part) for part in fields)
+        if garbled > 1:
+            raise ValueError(f"{self._place(match)} has no three numbers in the columns of the coordinates, 31 to 54")
         self.unread = self.unread or self._place(match)
+        if garbled:
+            self.garbled = self.garbled or self._place(match)
         return line[:31] + b"     nan" * 3 + line[55:]
 
     def _has_four_letter_names(self) -> bool:
         if self._four_letter_names is None:
-            names = set(re.findall(rb"\n(?:ATOM  |HETATM).{11}(...[^ ])", self.data))
-            self._four_letter_names = all(simulated_parent(name.decode("latin-1")) for name in names)
+            found = set(re.findall(rb"\n(?:ATOM  |HETATM).{11}(...[^ ])", self.data))
+            # Of other names only standard residues speak for chain ids: lipids and waters may have four letters too.
+            names = {name for name in (name.decode("latin-1") for name in found) if not simulated_parent(name)}
+            self._four_letter_names = not any(gemmi.find_tabulated_residue(name[:3]).is_standard() for name in names)
         return self._four_letter_names
 
     def _place(self, match: re.Match[bytes]) -> str:
@@ -178,8 +193,8 @@ def _count_atoms(data: bytes) -> tuple[list[int], int]:
     return counts[1:], atom_records
 
 
-def _number_pdb_residues(data: bytes) -> tuple[bytes, list[str]]:
-    """The text with residues numbered from 1 in file order, and their numbers in the file."""
+def _number_pdb_residues(data: bytes) -> tuple[bytes, list[str], list[str]]:
+    """The text with residues numbered from 1 in file order, their numbers in the file, and their first lines."""
     lines = data.split(b"\n")
     atoms, indices, ters = [], [], 0
     for index, line in enumerate(lines):
@@ -193,13 +208,14 @@ def _number_pdb_residues(data: bytes) -> tuple[bytes, list[str]]:
             altloc, name = text[16].strip(), text[12:16].strip()
             atoms.append(AtomLine(site, text[17:20], altloc, name, position, f"line {index}"))
             indices.append(index)
-    numbers: list[str] = []
+    numbers, places = [], []
     for residue, index, atom in zip(number_residues(atoms), indices, atoms):
         if residue > len(numbers):
             numbers.append(atom.site[-1].strip())
+            places.append(atom.line)
         line = lines[index]
         lines[index] = line[:22] + _hybrid36(residue) + b" " + line[27:]
-    return b"\n".join(lines), numbers
+    return b"\n".join(lines), numbers, places
 
 
 def _hybrid36(number: int) -> bytes:

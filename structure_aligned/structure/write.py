@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import gemmi
 import numpy as np
 
+from ..utils.files import atomic_file
 from .chain import BACKBONE_ATOMS, ProteinChain
 
 
@@ -45,12 +45,8 @@ def write_mmcif(chain: ProteinChain, path: str | os.PathLike) -> None:
     data = "\n".join(_mmcif_lines(chain)).encode() + b"\n"
     if path.name.lower().endswith(".gz"):
         data = gzip.compress(data, mtime=0)  # no time stamp: equal chains give equal files
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path, durable=False) as file:
+        file.write(data)
 
 
 def _mmcif_lines(chain: ProteinChain) -> Iterator[str]:

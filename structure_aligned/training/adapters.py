@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import math
 import os
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..models.folders import ADAPTER_CONFIG, holds_adapters, tokenizer_beside, w
 from ..models.modes import without_load_report
 from ..models.trunks import trunk_digest
 from ..models.weights import check_loaded, check_tensors, read_tensors, readable
+from ..utils.files import read_json, write_json
 
 
 logger = logging.get_logger(__name__)
@@ -77,13 +77,13 @@ class AlignmentPeftModel(PeftModel):
                 "trunk_digest": self.trunk_digest,
                 "structure_alignment": self.config.structure_alignment,
             }
-            (Path(save_directory) / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
+            write_json(Path(save_directory) / RECORD_NAME, record)
 
     def load_adapter(self, model_id: str | os.PathLike, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         """As in PEFT, also into adapters that are there; a `ValueError` for those of another trunk."""
         path = Path(model_id) / RECORD_NAME
         if path.is_file():
-            record = json.loads(path.read_text())
+            record = read_json(path, kind=dict)
             _check_trunk(record, self.trunk_digest, model_id)
             _check_heads(record, self, model_id)
         if adapter_name in self.peft_config:
@@ -326,13 +326,12 @@ def _load_base(name: str | os.PathLike, record: dict, dtype: torch.dtype | str =
 def _read_record(folder: Path) -> dict:
     if not holds_adapters(folder):
         raise ValueError(f"{folder} holds no adapters (adapter_config.json); give a folder that a LoRA run has saved.")
-    try:
-        return json.loads((folder / RECORD_NAME).read_text())
-    except FileNotFoundError:
+    if not (folder / RECORD_NAME).is_file():
         raise ValueError(
             f"{folder} has no {RECORD_NAME}, so nobody can tell what trunk its adapters belong to; give a folder that "
             "was saved by this package, with all of its files."
-        ) from None
+        )
+    return read_json(folder / RECORD_NAME, kind=dict)
 
 
 def _is_quantised(model: PreTrainedModel) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
@@ -12,6 +13,7 @@ from ..objectives.losses import LossWeights
 from ..objectives.negatives import NEGATIVES
 from ..objectives.selection import KEEP_MODES, MISSING_REFERENCE, SCOPES, num_selected
 from ..utils.numbers import check_options
+from .output_folder import OVERWRITE_HELP
 from .reference import REFERENCE_MODES
 
 
@@ -57,6 +59,8 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
             `"own_loss"` ranks them by the model's own.
         reference_allow_seen (`bool`, *optional*, defaults to `False`): Take a reference model that was trained on
             chains of the training set.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`): For the training scripts, which refuse an
+            `output_dir` that holds a model or checkpoints: see [`check_output_dir`].
     """
 
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Proteins per device and micro-batch."})
@@ -111,12 +115,27 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
     reference_allow_seen: bool = field(
         default=False, metadata={"help": "Take a reference model that was trained on chains of the training set."}
     )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
+
+    _default_tokens: ClassVar[int | None] = None
+    """What `tokens_per_batch` was set to because none was given: it follows `per_device_train_batch_size`."""
 
     def __post_init__(self) -> None:
         check_options(vars(self), _AT_LEAST_ZERO)
         super().__post_init__()
         # Without a device to copy to, pinning only warns, once for every loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+        self.check_options()
+        check_processes(int(os.environ.get("WORLD_SIZE", "1")), self.world_size)
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"This process sees {self.n_gpu} GPUs and would use DataParallel, which cuts the contrastive loss "
+                "into pieces. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
+            )
+
+    def check_options(self) -> None:
+        """Raises `ValueError` where an option makes no sense; also for what a search for hyperparameters has set."""
+        check_options(vars(self), _AT_LEAST_ZERO)
         LossWeights(self.mlm_weight, self.physical_weight, self.latent_weight)  # says what is wrong with them
         if self.label_smoothing_factor:
             raise ValueError(
@@ -133,16 +152,12 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
         self._check_batching()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the collator needs the dataset's own columns.")
-        check_processes(int(os.environ.get("WORLD_SIZE", "1")), self.world_size)
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"This process sees {self.n_gpu} GPUs and would use DataParallel, which cuts the contrastive loss "
-                "into pieces. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
-            )
+        self._check_accelerate()
 
     def _check_batching(self) -> None:
-        if self.tokens_per_batch is None:
-            self.tokens_per_batch = TOKENS_PER_PROTEIN * self.per_device_train_batch_size
+        if self.tokens_per_batch in (None, self._default_tokens):
+            self._default_tokens = TOKENS_PER_PROTEIN * self.per_device_train_batch_size
+            self.tokens_per_batch = self._default_tokens
         if self.tokens_per_batch < 1:
             raise ValueError(f"tokens_per_batch is {self.tokens_per_batch}; expected at least 1.")
         if self.batching != "proteins" and self.train_sampling_strategy not in ("random", "group_by_length"):
@@ -157,6 +172,46 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
             )
         if self.compile_trunk and self.torch_compile:
             raise ValueError("compile_trunk and torch_compile are both set; choose one of them.")
+
+    def _check_accelerate(self) -> None:
+        config = self.accelerator_config
+        if config.dispatch_batches:
+            raise ValueError(
+                "accelerator_config has dispatch_batches=True, which needs batches of one size, but batches of "
+                "proteins differ in length; leave it out, and each process makes its own batches."
+            )
+        config.dispatch_batches = False  # left out, Accelerate would take True for streams
+        if config.split_batches and self.batching != "proteins":
+            raise ValueError(
+                f"accelerator_config has split_batches=True and batching is {self.batching!r}, whose batches have no "
+                "fixed number of proteins to be split over processes; leave it out, or use batching='proteins'."
+            )
+        parallelism = self.parallelism_config
+        for name in ("tp_size", "cp_size", "sp_size"):
+            if getattr(parallelism, name, 1) > 1:
+                raise ValueError(
+                    f"parallelism_config has {name}={getattr(parallelism, name)}, but the losses need whole proteins "
+                    "and heads on each process; use data parallelism (`accelerate launch`) or FSDP."
+                )
+        if self.world_size == 1:
+            return
+        if not config.even_batches:
+            raise ValueError(
+                "accelerator_config has even_batches=False; processes with different numbers of batches would wait "
+                "for each other without end. Leave it out."
+            )
+        if not self.average_tokens_across_devices:
+            raise ValueError(
+                "average_tokens_across_devices is False, but this Trainer's losses are means over the residues of all "
+                "processes; leave it out."
+            )
+        if config.split_batches:
+            for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+                if getattr(self, name) % self.world_size:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)} and accelerator_config has split_batches=True; expected a "
+                        f"multiple of the number of processes, {self.world_size}."
+                    )
 
     @property
     def loss_weights(self) -> LossWeights:

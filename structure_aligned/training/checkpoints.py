@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +10,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..utils.files import MAX_BYTES, read_json
+
 
 logger = logging.get_logger(__name__)
 
@@ -18,8 +19,8 @@ logger = logging.get_logger(__name__)
 def is_complete(checkpoint: Path) -> bool:
     """Whether the Trainer finished it: its own state is what it writes last."""
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
+        read_json(checkpoint / TRAINER_STATE_NAME, max_bytes=MAX_BYTES)
+    except ValueError:
         return False
     return True
 

@@ -36,6 +36,14 @@ class WithRowIds:
     def __init__(self, collator: Callable[[list[dict]], dict[str, torch.Tensor]]) -> None:
         self.collator = collator
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "collator":  # before it is set, when a copy is unpickled
+            raise AttributeError(name)
+        return getattr(self.collator, name)
+
+    def at_epoch(self, epoch: int) -> WithRowIds:
+        return WithRowIds(self.collator.at_epoch(epoch) if hasattr(self.collator, "at_epoch") else self.collator)
+
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self.collator(rows)
         ids = np.array(

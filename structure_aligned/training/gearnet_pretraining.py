@@ -8,13 +8,21 @@ three at once; and `"contrast"`, the multiview contrast of two parts of a protei
 
 from __future__ import annotations
 
+import json
 import math
+import pickle
+import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..models.gearnet import GearNetModel
 from ..structure.chain import ProteinChain
@@ -26,6 +34,8 @@ OBJECTIVES = ("prediction", "contrast")
 
 DISTANCE_BINS = torch.arange(4.0, 21.0)
 """Upper ends of the distance classes but the last, in Å."""
+
+_STATE = "state.pt"
 
 DIHEDRAL_CLASSES = 12
 TEMPERATURE = 0.07
@@ -138,6 +148,9 @@ def pretrain_gearnet(
     mask_fraction: float = 0.15,
     seed: int = 0,
     progress: bool = True,
+    output_dir: str | Path | None = None,
+    save_steps: int = 500,
+    resume_from_checkpoint: str | Path | None = None,
 ) -> list[dict[str, float]]:
     """
     Trains a GearNet in place on chains without labels: AdamW, a linear warm-up and a cosine to 0.
@@ -150,6 +163,10 @@ def pretrain_gearnet(
         residues_per_batch (`int`, *optional*, defaults to 2048): At most, of all chains of a batch (all views).
         mask_fraction (`float`, *optional*, defaults to 0.15): See [`GearNetPretraining`].
         seed (`int`, *optional*, defaults to 0): Of order, masks, pairs and crops, and of the heads' weights.
+        output_dir (`str` or `Path`, *optional*): Where a checkpoint is written after every `save_steps` steps, in the
+            place of the one before.
+        resume_from_checkpoint (`str` or `Path`, *optional*): A checkpoint of the same options and chains; the result
+            is that of an uninterrupted run.
 
     Returns:
         `list[dict[str, float]]`: Mean losses by name of each tenth of the steps, with the `step` it ends at.
@@ -173,10 +190,17 @@ def pretrain_gearnet(
         return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0))))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    history, sums, count = [], {}, 0
-    batches = (batch for _ in iter(int, 1) for batch in _batches(cost, residues_per_batch, generator))
-    for step in (bar := tqdm(range(1, total + 1), desc=f"GearNet, {objective}", disable=not progress)):
-        losses = task([graphs[index] for index in next(batches)], generator)
+    run = _Run(task, optimizer, schedule, generator)
+    facts = {"objective": objective, "total": total, "mask_fraction": mask_fraction, "seed": seed, "costs": cost}
+    facts |= {"learning_rate": learning_rate, "widths": [[*part.shape] for part in task.parameters()]}
+    if resume_from_checkpoint is not None:
+        run.load(Path(resume_from_checkpoint), facts)
+    history, sums, count = run.history, run.sums, run.count
+    steps = range(run.step + 1, total + 1)
+    bar = tqdm(steps, desc=f"GearNet, {objective}", initial=run.step, total=total, disable=not progress)
+    for step in bar:
+        run.pending = run.pending or list(_batches(cost, residues_per_batch, generator))
+        losses = task([graphs[index] for index in run.pending.pop(0)], generator)
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(task.parameters(), 1.0)
         optimizer.step()
@@ -192,8 +216,61 @@ def pretrain_gearnet(
             history.append({"step": step} | {name: value / count for name, value in sums.items()})
             bar.set_postfix({name: f"{value / count:.3f}" for name, value in sums.items()})
             sums, count = {}, 0
+        if output_dir is not None and step % save_steps == 0 and step < total:
+            run.step, run.sums, run.count = step, sums, count
+            run.save(Path(output_dir), facts)
     gearnet.eval()
     return history
+
+
+@dataclass
+class _Run:
+    """What a training needs to go on as if it had never been interrupted."""
+
+    task: GearNetPretraining
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    generator: torch.Generator
+    step: int = 0
+    pending: list[list[int]] = field(default_factory=list)
+    """Batches of the epoch that are still to come."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def save(self, folder: Path, facts: dict[str, Any]) -> None:
+        """A checkpoint in the place of earlier ones; its state file comes last and makes it complete."""
+        path = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.step}"
+        earlier = [other for other in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if other != path]
+        path.mkdir(parents=True, exist_ok=True)
+        parts = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        torch.save({"task": self.task.state_dict(), **parts, "generator": self.generator.get_state()}, path / _STATE)
+        names = ("step", "pending", "history", "sums", "count")
+        state = {name: getattr(self, name) for name in names} | {"facts": facts}
+        (path / TRAINER_STATE_NAME).write_text(json.dumps(state))
+        for other in earlier:
+            shutil.rmtree(other)
+
+    def load(self, path: Path, facts: dict[str, Any]) -> None:
+        try:
+            state = json.loads((path / TRAINER_STATE_NAME).read_text())
+            stored = torch.load(path / _STATE, weights_only=True)
+            different = [name for name in facts if state["facts"][name] != facts[name]]
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{path} is not a complete checkpoint of this pre-training ({type(error).__name__}: {error})."
+            ) from error
+        if different:
+            raise ValueError(
+                f"The checkpoint {path} was written by a training with other chains or options: "
+                f"{', '.join(different)} differ. Resume with the same ones, or start from the beginning."
+            )
+        self.task.load_state_dict(stored["task"])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.schedule.load_state_dict(stored["schedule"])
+        self.generator.set_state(stored["generator"])
+        for name in ("step", "pending", "history", "sums", "count"):
+            setattr(self, name, state[name])
 
 
 def dihedrals(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.Tensor:

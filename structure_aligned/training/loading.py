@@ -7,50 +7,103 @@ from functools import cache, partial
 from typing import Any
 
 import torch.distributed as dist
-from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import seed_worker
 
 from ..data.batching import TokenBudgetBatchSampler, row_lengths
+from ..data.collator import DataCollatorForStructureAlignment
+from ..data.streaming import ProteinStream
 from ..objectives.distributed import is_distributed
+
+
+def token_budget(trainer: Trainer) -> int:
+    """Positions of a micro-batch; where `auto_find_batch_size` has lowered the number of proteins, less by as much."""
+    args = trainer.args
+    return max(1, args.tokens_per_batch * trainer._train_batch_size // args.train_batch_size)
 
 
 def token_budget_sampler(trainer: Trainer) -> TokenBudgetBatchSampler:
     """The batches of `trainer.args.batching` for its training set and collator."""
     args, dataset, collator = trainer.args, trainer.train_dataset, trainer.data_collator
-    missing = [
-        name for name in ("max_length", "num_special_tokens", "pad_to_multiple_of") if not hasattr(collator, name)
-    ]
-    if isinstance(dataset, IterableDataset) or missing:
-        reason = f"its collator has no {missing}" if missing else "its rows have no lengths before they are read"
-        raise ValueError(
-            f"batching={args.batching!r} needs a dataset with a length and a DataCollatorForStructureAlignment; for "
-            f"this Trainer {reason}. Use batching='proteins'."
-        )
+    check_token_collator(args.batching, collator)
     return TokenBudgetBatchSampler(
         row_lengths(dataset, collator.max_length, collator.num_special_tokens),
-        args.tokens_per_batch,
+        token_budget(trainer),
         packed=args.batching == "packed",
         multiple_of=trainer.accelerator.num_processes * args.gradient_accumulation_steps,
         pad_to_multiple_of=collator.pad_to_multiple_of,
-        seed=args.data_seed if args.data_seed is not None else args.seed,
+        seed=data_seed(trainer),
     )
+
+
+def default_collator(processing_class: Any) -> DataCollatorForStructureAlignment:
+    """The collator of a Trainer that was given none."""
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"There is no data_collator, and processing_class is a {type(processing_class).__name__}; give a "
+            "DataCollatorForStructureAlignment, or the tokenizer as processing_class."
+        )
+    return DataCollatorForStructureAlignment(processing_class)
+
+
+def check_token_collator(batching: str, collator: Any) -> None:
+    """Raises `ValueError` where a collator does not say how long its rows become, and whether it can pack them."""
+    needed = ["max_length", "num_special_tokens", "pad_to_multiple_of"]
+    needed += ["for_packing"] if batching == "packed" else []
+    if missing := [name for name in needed if not hasattr(collator, name)]:
+        raise ValueError(
+            f"batching={batching!r} needs a DataCollatorForStructureAlignment; this Trainer's collator has no "
+            f"{missing}. Use batching='proteins'."
+        )
 
 
 def token_budget_loader(trainer: Trainer, sampler: TokenBudgetBatchSampler) -> DataLoader:
     """[`Trainer.get_train_dataloader`] with these batches; Accelerate gives each rank every n-th."""
-    args = trainer.args
     loader = DataLoader(
         trainer.train_dataset,
         batch_sampler=sampler,
         collate_fn=trainer.data_collator,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        persistent_workers=args.dataloader_persistent_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
-        worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        **_loader_options(trainer),
     )
     return trainer.accelerator.prepare(loader)
+
+
+def stream_loader(trainer: Trainer, pgnn: str | None) -> DataLoader:
+    """The same for a training set without a length. Each rank reads its own share of the rows."""
+    args = trainer.args
+    if args.batching != "proteins":
+        check_token_collator(args.batching, trainer.data_collator)
+    stream = ProteinStream(
+        trainer.train_dataset,
+        trainer.data_collator,
+        args.batching,
+        batch_size=trainer._train_batch_size,
+        max_tokens=token_budget(trainer),
+        seed=data_seed(trainer),
+        drop_last=args.dataloader_drop_last,
+        pgnn=pgnn,
+        rank=args.process_index,
+        world_size=args.world_size,
+    )
+    return DataLoader(stream, batch_size=None, **_loader_options(trainer))
+
+
+def data_seed(trainer: Trainer) -> int:
+    return trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed
+
+
+def _loader_options(trainer: Trainer) -> dict[str, Any]:
+    args = trainer.args
+    return {
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory,
+        "persistent_workers": args.dataloader_persistent_workers,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "in_order": args.dataloader_in_order,
+        "worker_init_fn": partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+    }
 
 
 class RankCheck:

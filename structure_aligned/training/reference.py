@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..data.collator import FORWARD_INPUTS
 from ..data.seen import check_unseen
+from ..data.streaming import column_names, is_stream
 from ..models.alignment import compute_residue_losses
 from ..models.packing import use_packed_attention
 from ..objectives.distributed import is_distributed
@@ -115,12 +116,12 @@ def make_reference(
             or was trained on chains of `train_dataset`.
     """
     mode = args.reference_mode
-    columns = getattr(train_dataset, "column_names", None) or ()
+    columns = column_names(train_dataset)
     if mode == "auto":
         mode = "online" if reference_model is not None else "precomputed" if "reference_losses" in columns else "none"
     if mode == "precomputed" and train_dataset is not None and "reference_losses" not in columns:
         raise ValueError(
-            f"reference_mode is 'precomputed' but the training set has columns {list(columns)} and no "
+            f"reference_mode is 'precomputed' but the training set has columns {columns} and no "
             "reference_losses; add them with attach_reference_losses."
         )
     if mode != "online":
@@ -141,5 +142,11 @@ def make_reference(
             "must be made with the same pGNN."
         )
     if not args.reference_allow_seen and train_dataset is not None:
+        if is_stream(train_dataset):
+            raise ValueError(
+                "reference_mode is 'online' and the training set a stream, so nobody can tell beforehand whether the "
+                "reference model has seen its chains. Leave them out with leave_out_seen while it is a "
+                "datasets.Dataset, and then set reference_allow_seen=True."
+            )
         check_unseen(train_dataset, reference_model)
     return OnlineReference(reference_model, args.device, negatives=args.negatives)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..utils.files import atomic_file
 from ..utils.names import picture_text
 from .inspection import UNDEFINED, SelectionRecord
 from .running import SELECTED_LOSSES
@@ -102,7 +103,8 @@ def plot_selection(record: SelectionRecord, path: str | os.PathLike) -> Path:
         ha="left",
     )
     path = Path(path)
-    figure.savefig(path, dpi=130, format="png")
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=130, format="png")
     return path
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from torch import nn
 from transformers import (
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -21,19 +19,34 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from ..data.batching import TokenBudgetBatchSampler
-from ..data.builder import dataset_pgnn, embedding_dim
-from ..data.collator import FORWARD_INPUTS, count_proteins
-from ..models.alignment import compute_residue_losses
+from ..data.collator import count_proteins
+from ..data.streaming import is_stream
 from ..models.heads import StructureAlignmentOutput
 from ..models.packing import use_packed_attention
 from ..objectives.losses import IGNORE_INDEX, ResidueLosses, combine_losses
 from ..objectives.selection import excess_losses, select_residues
+from .agreement import check_ranks_agree
 from .arguments import DEFAULT_RATIO, StructureAlignmentTrainingArguments
+from .checking import (
+    check_embeddings,
+    check_evaluation_set,
+    check_loss_function,
+    check_model,
+    check_training_stream,
+    dataset_embeddings,
+)
 from .checkpoints import discard_failed_checkpoint, last_complete_checkpoint
 from .compiling import compile_trunk
-from .evaluating import evaluation_metrics, protein_tables
+from .evaluating import EvaluatingTrainer, evaluation_loss
 from .finite import NonFiniteError, StopsWhereNotFinite, WithRowIds
-from .loading import RankCheck, token_budget_loader, token_budget_sampler
+from .loading import (
+    RankCheck,
+    check_token_collator,
+    default_collator,
+    stream_loader,
+    token_budget_loader,
+    token_budget_sampler,
+)
 from .reference import make_reference
 from .running import LOSS_NAMES, SELECTED_LOSSES, RunningSums, selection_logs, selection_sums
 
@@ -41,7 +54,7 @@ from .running import LOSS_NAMES, SELECTED_LOSSES, RunningSums, selection_logs, s
 LATENT_HEADS = ("sequence_projection", "structure_projection", "logit_scale")
 
 
-class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
+class StructureAlignmentTrainer(StopsWhereNotFinite, EvaluatingTrainer):
     """
     [`Trainer`] that aligns a protein language model with structures.
 
@@ -52,12 +65,16 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
         model ([`EsmForStructureAlignment`] or another alignment class): Heads that were aligned with another pGNN
             than the datasets' are refused. May have adapters: see [`add_lora`].
         args ([`StructureAlignmentTrainingArguments`]): The options.
-        data_collator ([`DataCollatorForStructureAlignment`]): Makes the batches; evaluation uses a copy with fixed
-            masks.
+        data_collator ([`DataCollatorForStructureAlignment`], *optional*): Makes the batches; evaluation uses a copy
+            with fixed masks. By default one of the `processing_class`, which is then the tokenizer.
         reference_model (`PreTrainedModel`, *optional*): Alignment model that was trained on high-quality structures;
             it runs in every step. Without one, losses that [`attach_reference_losses`] has stored in the training set
             are used where it has some; see `reference_mode`.
-        kwargs (`Any`): As for [`Trainer`].
+        kwargs (`Any`): As for [`Trainer`]; `compute_loss_func` is refused. With `model_init` instead of `model`, each
+            call of `train` starts from what it returns. `train_dataset` may be a stream (`IterableDataset`): see
+            [`ProteinStream`]. `compute_metrics` gets `(logits, structure_logits)` as predictions and the batch's
+            `label_names` as `label_ids`, by default `(labels, structure_labels)`, each padded with −100; its metrics
+            are added to this Trainer's own.
     """
 
     # compute_loss divides by the counts of the whole accumulated batch; see also `model_accepts_loss_kwargs` below.
@@ -65,48 +82,82 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
-        args: StructureAlignmentTrainingArguments,
-        data_collator: Any,
+        model: nn.Module | None = None,
+        args: StructureAlignmentTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
         reference_model: PreTrainedModel | None = None,
+        compute_loss_func: Any = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, StructureAlignmentTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}; expected StructureAlignmentTrainingArguments.")
+        check_loss_function(compute_loss_func)
+        check_training_stream(args, train_dataset)
+        if data_collator is None:
+            data_collator = default_collator(processing_class)
         if args.batching == "packed":
+            check_token_collator(args.batching, data_collator)
             data_collator = data_collator.for_packing()
-        super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
         # The same statement for versions of Transformers that have no `loss_is_scaled_for_ga` yet (5.17).
         self.model_accepts_loss_kwargs = True
-        if self.compute_metrics is None:
-            self.compute_metrics = evaluation_metrics(args)
-        weights = args.loss_weights
+        self._embeddings = dataset_embeddings(train_dataset)
+        self._set_epoch = _SetEpoch(data_collator)
+        self.add_callback(self._set_epoch)
+        self._running = RunningSums(args.device, self._wide)
+        self._set_up_model()
+        for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+            check_evaluation_set(args, dataset, self._settings)
+        self.reference = make_reference(args, self.model, reference_model, train_dataset)
+        self._ranks = RankCheck()
+        self._ranks_agree = False
+        self._clock, self._paused = time.perf_counter(), 0.0
+
+    def _set_up_model(self) -> None:
+        """To be called again where `model_init` has made another model."""
+        check_model(self.model)
+        weights = self.args.loss_weights
         self._settings["loss_weights"] = [weights.mlm, weights.physical, weights.latent]
-        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        for dataset in (self.train_dataset, *datasets):
-            self._check_dataset(dataset)
+        check_embeddings(self._embeddings, self._settings)
         # Contacts are no task here: without a gradient the head would stop DDP, and it must stay as it was. The same
         # goes for the heads of a task of weight 0, which is not computed.
         frozen = ["contact_head"] if weights.latent else ["contact_head", *LATENT_HEADS]
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             if any(part in name for part in frozen):
                 parameter.requires_grad_(False)
-        self._set_epoch = _SetEpoch(data_collator)
-        self.add_callback(self._set_epoch)
-        # Sums and counts, exactly; Apple's GPUs have no float64.
-        self._wide = torch.float32 if args.device.type == "mps" else torch.float64
-        self._running = RunningSums(args.device, self._wide)
-        self.reference = make_reference(args, model, reference_model, self.train_dataset)
-        if getattr(data_collator, "packing", False):
-            use_packed_attention(model)
-        if args.compile_trunk:
-            compile_trunk(model, args.torch_compile_backend, args.torch_compile_mode)
-        self._ranks = RankCheck()
-        self._clock, self._paused = time.perf_counter(), 0.0
+        if getattr(self.data_collator, "packing", False):
+            use_packed_attention(self.model)
+        if self.args.compile_trunk:
+            compile_trunk(self.model, self.args.torch_compile_backend, self.args.torch_compile_mode)
 
-    @property
-    def _settings(self) -> dict[str, Any]:
-        return self.model.config.structure_alignment
+    def _hp_search_setup(self, trial: Any) -> None:
+        """The Trainer's, which `train` calls once it has the model of `model_init`."""
+        super()._hp_search_setup(trial)
+        self.args.check_options()
+        if self.model_init is not None:
+            self._set_up_model()
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The Trainer's, by `eval_loss` unless told otherwise; it would add up all metrics."""
+        return super().hyperparameter_search(hp_space, compute_objective or evaluation_loss, *args, **kwargs)
 
     @property
     def selection_ratio(self) -> float:
@@ -114,24 +165,6 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
         if self.args.selection_ratio is not None:
             return self.args.selection_ratio
         return 1.0 if self.reference is None else DEFAULT_RATIO
-
-    def _check_dataset(self, dataset: Any) -> None:
-        """Embeddings must come from the pGNN that the heads know; heads that know none take the dataset's."""
-        if dataset is None or "pgnn" not in (getattr(dataset, "column_names", None) or ()):
-            return
-        found, expected = dataset_pgnn(dataset), self._settings["pgnn"]
-        if expected is not None and found != expected:
-            raise ValueError(
-                f"The dataset's embeddings come from the pGNN {found} but the model was aligned with {expected}. "
-                "Build the dataset with that pGNN, or start from the trunk, with fresh heads."
-            )
-        width = embedding_dim(dataset)
-        if width != self._settings["structure_dim"]:
-            raise ValueError(
-                f"The dataset's embeddings are {width} wide but the model's heads expect "
-                f"{self._settings['structure_dim']}; load it with structure_alignment={{'structure_dim': {width}}}."
-            )
-        self._settings["pgnn"] = found
 
     # Optimisation
 
@@ -162,13 +195,16 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Batches by tokens, padded or packed, or the Trainer's own: see `args.batching`."""
-        if self.args.batching == "proteins" or self.train_dataset is None:
-            with self._collator(WithRowIds(self.data_collator)):
-                return super().get_train_dataloader()
-        sampler = token_budget_sampler(self)
-        # After resuming in mid-epoch, Accelerate wraps it in a way that hides it from the Trainer's own call.
-        self._set_epoch.sampler = sampler
+        # Nothing stays of an attempt that ran out of memory; see `auto_find_batch_size`.
+        self._running = RunningSums(self.args.device, self._wide)
         with self._collator(WithRowIds(self.data_collator)):
+            if is_stream(self.train_dataset):
+                return stream_loader(self, self._settings["pgnn"])
+            if self.args.batching == "proteins" or self.train_dataset is None:
+                return super().get_train_dataloader()
+            sampler = token_budget_sampler(self)
+            # After resuming in mid-epoch, Accelerate wraps it in a way that hides it from the Trainer's own call.
+            self._set_epoch.sampler = sampler
             return token_budget_loader(self, sampler)
 
     def get_batch_samples(
@@ -180,7 +216,12 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
             for _ in range(num_batches):
                 batch_samples.append(next(epoch_iterator))
         except StopIteration:
-            pass
+            if is_stream(self.train_dataset):
+                error = ValueError(
+                    f"The training stream has no more rows after step {self.state.global_step} of "
+                    f"{self.state.max_steps}; expected a dataset that is not empty and starts again each time it is "
+                    "iterated over."
+                )
         except Exception as raised:  # of any kind: it is raised again below
             error = raised
         self._ranks.all_well(error)
@@ -262,19 +303,6 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
                 )
         return kept, excess
 
-    @staticmethod
-    def _forward(model: nn.Module, inputs: dict[str, torch.Tensor]) -> StructureAlignmentOutput:
-        # Without labels: the unselected loss that the model would compute is not needed.
-        return model(**{name: inputs[name] for name in FORWARD_INPUTS if name in inputs})
-
-    @staticmethod
-    def _residue_losses(
-        outputs: StructureAlignmentOutput, inputs: dict[str, torch.Tensor], negatives: str = "batch"
-    ) -> ResidueLosses:
-        return compute_residue_losses(
-            outputs, inputs["labels"], inputs["structure_labels"], inputs.get("residue_mask"), negatives
-        )
-
     # Logging
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
@@ -286,6 +314,8 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         self._clock, self._paused = time.perf_counter(), 0.0
         with self._ranks:
+            check_ranks_agree(self, checkpoint)
+            self._ranks_agree = True
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -330,48 +360,15 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, Trainer):
             self._clock, self._paused = now, 0.0
         super().log(logs, start_time)
 
-    # Evaluation
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        if not self._ranks_agree:  # an evaluation before the training
+            with self._ranks:
+                check_ranks_agree(self)
+            self._ranks_agree = True
         start = time.perf_counter()
         output = super().evaluation_loop(*args, **kwargs)
         self._paused += time.perf_counter() - start
         return output
-
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
-        with self._collator(self._evaluation_collator()):
-            return super().get_eval_dataloader(*args, **kwargs)
-
-    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
-        with self._collator(self._evaluation_collator()):
-            return super().get_test_dataloader(*args, **kwargs)
-
-    def _evaluation_collator(self) -> Any:
-        collator = self.data_collator
-        return collator.for_evaluation() if hasattr(collator, "for_evaluation") else collator
-
-    @contextlib.contextmanager
-    def _collator(self, collator: Any) -> Iterator[None]:
-        own, self.data_collator = self.data_collator, collator
-        try:
-            yield
-        finally:
-            self.data_collator = own
-
-    @torch.no_grad()
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Tables of sums and counts per protein instead of logits and labels: see [`protein_tables`]."""
-        inputs = self._prepare_inputs(inputs)
-        with self.compute_loss_context_manager():
-            outputs = self._forward(model, inputs)
-            losses = self._residue_losses(outputs, inputs)
-        return None, *protein_tables(outputs, losses, inputs, self._wide)
 
 
 class _SetEpoch(TrainerCallback):

@@ -23,6 +23,7 @@ from structure_aligned.data.dataset_folder import WORK_FOLDER, DatasetFolder
 from structure_aligned.data.ranks import Ranks
 from structure_aligned.data.sharding import prepare_dataset
 from structure_aligned.structure.io import write_mmcif
+from structure_aligned.utils import files
 from tests import tiny
 
 
@@ -517,7 +518,7 @@ def test_a_full_disk_is_explained_and_loses_nothing(folder, tmp_path, monkeypatc
         written.extend([file] * inside)
         return FullDisk(file) if inside and len(written) > room else file
 
-    monkeypatch.setattr(records_module, "open", limited, raising=False)
+    monkeypatch.setattr(files, "open", limited, raising=False)
     with pytest.raises(OSError, match=r"No space left on device while writing .*Free space there") as caught:
         prepare(folder, tmp_path)
     assert caught.value.errno == errno.ENOSPC

@@ -10,10 +10,9 @@ from structure_aligned.evaluation.assays import (
     evaluate_fitness,
     fitness_metrics,
     read_assay,
-    read_single_fasta,
-    read_table,
 )
 from structure_aligned.evaluation.fitness import score_mutations
+from structure_aligned.inference.fasta import read_single_fasta
 from tests import tiny
 
 
@@ -147,24 +146,33 @@ def test_files_that_are_wrong(write, rows, header, message):
         read_assay(write(rows, header))
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+def test_numbers_that_are_none_name_the_row(tmp_path, number):
+    (tmp_path / "scan.csv").write_text(f"mutant,DMS_score,mutated_sequence\nM{number}A,1,AKV\n")
+    with pytest.raises(ValueError, match=r"scan.csv: Row 1 .* cannot be read"):
+        read_assay(tmp_path / "scan.csv")
+
+
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(ValueError, match="is no file"):
-        read_table(tmp_path / "none.csv")
-    (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(ValueError, match="has no rows"):
-        read_table(tmp_path / "empty.csv")
-    (tmp_path / "plain.csv.gz").write_text("mutant\nK2A\n")
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_table(tmp_path / "plain.csv.gz")
-    for content, message in (
-        ("MKV", "does not begin with '>'"),
-        (">a\nMK\n>b\nMV\n", "has 2 proteins"),
-        (">a\n", "has 1 proteins; expected .* not empty"),
-        ("", "has 0 proteins"),
+    for name, data, message in (
+        ("none", None, "none does not exist; expected a CSV"),
+        ("empty", b"", "has no rows"),
+        ("latin", b"mutant,DMS_score\nK2A,\xe9\n", "line 2: it holds the byte 0xe9"),
+        ("quote", b'mutant,DMS_score\n"K2A,1\nV3A,2\n', "row 1 cannot be read"),
+        ("cut", gzip.compress(b"mutant,DMS_score\nK2A,1\n")[:-9], "holds broken gzip data"),
     ):
-        (tmp_path / "wt.fasta").write_text(content)
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=message):
-            read_single_fasta(tmp_path / "wt.fasta")
+            read_assay(tmp_path / name, "MKVLA")
+
+
+def test_a_wild_type_is_cleaned_as_all_sequences_are(tmp_path):
+    (tmp_path / "wt.fasta").write_text(">wt\nmkv J\n lk*\n")
+    assert read_single_fasta(tmp_path / "wt.fasta") == "MKVXLK"
+    (tmp_path / "wt.fasta").write_text(">wt\nMK-V\n")
+    with pytest.raises(ValueError, match="wt.fasta contains '-'; expected one-letter codes"):
+        read_single_fasta(tmp_path / "wt.fasta")
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES.values(), ids=list(tiny.FAMILIES))

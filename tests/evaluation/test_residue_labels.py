@@ -106,6 +106,25 @@ def test_bad_files_are_refused(tmp_path, changes, message):
         read_residue_labels(write(tmp_path, **changes))
 
 
+@pytest.mark.parametrize("kind", ["bomb", "cut", "not a zip", "latin-1", "folder"])
+def test_bad_archives_are_refused(tmp_path, kind):
+    path = tmp_path / "flip.zip"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in FILES.items():
+                archive.writestr(f"{name}.fasta", text.encode() + b"\xe9" * (kind == "latin-1"))
+            if kind == "bomb":
+                with archive.open("more/sampled.fasta", "w") as file:
+                    for _ in range(260):
+                        file.write(b"A" * 1024**2)
+        data = path.read_bytes()
+        path.write_bytes({"cut": data[:-30], "not a zip": b"text"}.get(kind, data))
+    with pytest.raises(ValueError, match=r"flip.zip cannot be read \(.*\); expected the .zip that FLIP gives out"):
+        read_residue_labels(path)
+
+
 def test_missing_files_are_named(tmp_path):
     write(tmp_path)
     (tmp_path / "mask.fasta").unlink()

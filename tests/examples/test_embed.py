@@ -115,5 +115,5 @@ def test_errors_are_one_line(root, tmp_path, main):
     arguments = ("--model", root / "esm", "--output", tmp_path / "out", "--device", "cpu", "--fasta")
     with pytest.raises(SystemExit, match=r"error: Record 2 \(b\) of .*bad.fasta is empty"):
         main(*arguments, tmp_path / "bad.fasta")
-    with pytest.raises(SystemExit, match="error: .*none is no file"):
+    with pytest.raises(SystemExit, match="error: .*none does not exist"):
         main(*arguments, tmp_path / "none")

@@ -39,7 +39,9 @@ def test_pretrain_mlm(fasta, tmp_path, family):
     assert losses[-1] < losses[0]
     # Going on from it, with a rate of nothing, is the same model.
     more = (*options, "--model_name_or_path", tmp_path / "base", "--learning_rate", 0, "--weight_decay", 0)
-    start("pretrain_mlm.py", *more, "--max_steps", 1, "--report_to", "none", "--output_dir", tmp_path / "more")
+    more += ("--max_steps", 1, "--report_to", "none", "--output_dir", tmp_path / "more")
+    result = start("pretrain_mlm.py", *more, "--resume_from_checkpoint", "true")
+    assert "the training starts from the beginning" in result.stderr
     again = AutoModelForMaskedLM.from_pretrained(tmp_path / "more").state_dict()
     assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
 
@@ -49,7 +51,10 @@ def test_pretrain_gearnet(tmp_path):
     write_synthetic_folds(tmp_path / "valid", 4, seed=1, max_length=60)
     options = ("--structures", tmp_path / "train", "--validation_structures", tmp_path / "valid", "--epochs", 3)
     options += ("--hidden_dims", 16, 16, "--half_precision", "True", "--use_residue_types", "False")
-    output = start("pretrain_gearnet.py", *options, "--output_dir", tmp_path / "gearnet").stdout
+    options += ("--resume_from_checkpoint", "true", "--output_dir", tmp_path / "gearnet")
+    result = start("pretrain_gearnet.py", *options)
+    output = result.stdout
+    assert "the training starts from the beginning" in result.stderr
     summary = json.loads((tmp_path / "gearnet" / "pretraining.json").read_text())
     for name in ("secondary_structure", "structure_tokens", "contacts"):
         assert name in output

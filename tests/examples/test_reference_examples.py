@@ -151,6 +151,7 @@ def test_what_the_reference_has_seen_is_left_out(reference, tmp_path, call):
     assert f"train: {len(data['reference']) + 1} of {len(both)} chains left out" in output
     assert f"validation: 1 of {len(data['validation'])} chains left out" in output
 
+    common += ("--overwrite_output_dir",)
     datasets.DatasetDict(train=data["reference"], validation=data["validation"]).save_to_disk(tmp_path / "seen")
     with pytest.raises(ValueError, match=r"has seen all \d+ chains of 'train'.*--reference_allow_seen"):
         call("train", "--dataset", tmp_path / "seen", *common)
@@ -202,6 +203,43 @@ def test_what_cannot_be_a_reference_run_is_refused(reference, tmp_path, call):
     ):
         with pytest.raises(ValueError, match=message):
             call(script, *options)
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("train", ("--dataset", "nowhere", "--use_cpu")),
+        ("train_reference", ("--dataset", "nowhere", "--use_cpu")),
+        ("pretrain_mlm", ("--sequences", "nowhere", "--use_cpu")),
+        ("pretrain_gearnet", ("--structures", "nowhere", "--validation_structures", "nowhere")),
+    ],
+)
+def test_no_training_replaces_an_earlier_result(tmp_path, call, script, options):
+    """Refused before there is any data."""
+    (tmp_path / "model.safetensors").write_bytes(b"dear to somebody")
+    with pytest.raises(ValueError, match="already holds the result of a training .*add --overwrite_output_dir"):
+        call(script, *options, "--output_dir", tmp_path)
+    with pytest.raises(ValueError, match="finished model .* but no checkpoint to resume from"):
+        call(script, *options, "--output_dir", tmp_path, "--resume_from_checkpoint", "true")
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        call(script, *options, "--output_dir", tmp_path, "--overwrite_output_dir")
+    assert (tmp_path / "model.safetensors").read_bytes() == b"dear to somebody"  # removed only when all is ready
+
+
+def test_a_training_is_resumed_or_overwritten_as_is_said(reference, tmp_path, call, caplog):
+    root, _ = reference
+    common = ("--dataset", root / "dataset", *ONE_EPOCH, "--output_dir", tmp_path / "out")
+    call("train", *common, "--resume_from_checkpoint", "true")  # nothing there: killed before its first checkpoint
+    assert "the training starts from the beginning" in caplog.text
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    first = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="already holds the result of a training"):
+        call("train", *common)
+    call("train", *common, "--resume_from_checkpoint", "true")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == first
+    short = ("--seed", 7, "--save_strategy", "no", "--eval_strategy", "no", "--load_best_model_at_end", "false")
+    call("train", *common, *short, "--overwrite_output_dir")
+    assert not checkpoint.exists() and (tmp_path / "out" / "model.safetensors").read_bytes() != first
 
 
 def test_without_options_it_is_the_quickstart(monkeypatch):

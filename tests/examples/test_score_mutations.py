@@ -102,6 +102,22 @@ def test_compressed_output_and_no_overwriting(root, tmp_path, main, capsys):
         assert file.read() != first
 
 
+def test_what_ends_while_it_writes_leaves_the_table_that_was_there(root, tmp_path, main, monkeypatch):
+    def die(*arguments):
+        raise KeyboardInterrupt
+
+    (tmp_path / "in.csv").write_bytes(b"\xef\xbb\xbfmutant\rK2A\r")
+    (tmp_path / "out.csv").write_text("mine")
+    files = ("--model", root / "esm", "--fasta", root / "wt.fasta.gz", "--csv", tmp_path / "in.csv", "--use_cpu")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", die)
+        main(*files, "--output", tmp_path / "out.csv", "--overwrite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    main(*files, "--output", tmp_path / "out.csv", "--overwrite")
+    assert (tmp_path / "out.csv").read_text().startswith("mutant,score\nK2A,")
+
+
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [

@@ -123,5 +123,5 @@ def test_the_example(folder, hub, monkeypatch, capsys):
     assert "train: 6 chains" in start(folder, "owner/folds", "--dry_run") and hub.files == {}
     assert "Uploaded." in start(folder, "owner/folds", "--private", "--license", "cc0-1.0")
     assert {name.split("-")[0] for name in hub.files} == {"README.md", "data/train", "data/validation"}
-    with pytest.raises(ValueError, match="--base_model are for models"):
+    with pytest.raises(SystemExit, match="error: .*--base_model are for models"):
         start(folder, "owner/folds", "--base_model", "facebook/esm2_t6_8M_UR50D")

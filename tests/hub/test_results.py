@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_results_of_an_evaluation_are_added(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ({"accuracy": 0.5}, "no results that are known"),
         ([], "no results that are known"),
         ([{"task": "a", "dataset": "b", "metric": "c"}], "expected a dict with task, dataset, metric, value"),
@@ -105,3 +106,22 @@ def test_shown_numbers_are_found_again(tmp_path, value):
     check_results(tmp_path, f"{text}{shown(value)} |\n")
     with pytest.raises(ValueError, match="in none of the files"):
         check_results(tmp_path, f"{text}{shown(value + 1.5)} |\n")
+
+
+def test_checking_a_card_takes_no_longer_than_it_is(tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps([number / 7 for number in range(20_000)]))
+    digest = hashlib.sha256((tmp_path / "r.json").read_bytes()).hexdigest()
+    rows = "".join(f"| m | {shown(number / 7)} |\n" for number in range(20_000))
+    text = f"## Results\n\n### T\n\nFrom [`r.json`](r.json) (SHA-256 `{digest}`).\n\n| m | v |\n|---|---:|\n{rows}\n"
+    start = time.process_time()
+    check_results(tmp_path, f"{text}{'[`x`](' * 50_000}")
+    assert time.process_time() - start < 10  # minutes, where every number or bracket looks through all the others
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"name"', "\udcff"])
+def test_damaged_files_beside_a_model_are_named(tmp_path, content):
+    folder = tmp_path / "model"
+    tiny.esm_model().save_pretrained(folder)
+    (folder / "training_run.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match="training_run.json"):
+        write_model_card(folder)

@@ -87,15 +87,17 @@ def test_layers(family, model, sequences):
 
 
 def test_any_class_and_adapters_give_the_trunk(family, sequences, tmp_path):
-    model = family.model()
+    model = family.model().double()
     model.save_pretrained(tmp_path)
-    expected = embed_sequences(model, sequences, progress=False)
+    options = {"dtype": "float64", "progress": False}
+    expected = embed_sequences(model, sequences, **options)
     plain = EsmModel if family.model_type == "esm" else AmplifyModel
     targets = ["query", "value"] if family.model_type == "esm" else ["q", "v"]
-    adapted = get_peft_model(family.model(), LoraConfig(target_modules=targets))  # begins as the identity
-    for other in (AutoModelForMaskedLM.from_pretrained(tmp_path), plain.from_pretrained(tmp_path), adapted):
-        for one, two in zip(expected, embed_sequences(other, sequences, progress=False)):
-            np.testing.assert_allclose(one, two, atol=1e-6)
+    adapted = get_peft_model(family.model().double(), LoraConfig(target_modules=targets))  # begins as the identity
+    loaded = [auto.from_pretrained(tmp_path, dtype=torch.float64) for auto in (AutoModelForMaskedLM, plain)]
+    for other in (*loaded, adapted):
+        for one, two in zip(expected, embed_sequences(other, sequences, **options)):
+            np.testing.assert_allclose(one, two, rtol=0, atol=1e-10)
     assert predict_structure_tokens(adapted, sequences) == predict_structure_tokens(model, sequences)
 
 
@@ -150,7 +152,7 @@ def test_structure_tokens_equal_one_at_a_time(family, model, sequences):
         logits = one_at_a_time(model, tokenizer, sequence, lambda outputs: outputs.structure_logits)
         expected = torch.from_numpy(logits).softmax(-1).numpy()
         assert probabilities.dtype == np.float32
-        np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+        np.testing.assert_allclose(probabilities, expected, rtol=1e-6, atol=1e-10)  # float64, rounded at the end
         assert string == "".join(STRUCTURE_ALPHABET_3DI[index] for index in expected.argmax(1))
     assert len({letter for string, _ in pairs for letter in string}) > 1
 

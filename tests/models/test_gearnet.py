@@ -195,25 +195,25 @@ def test_batches_equal_single_chains_in_the_order_given():
 
 
 def test_layers():
-    model, chain = tiny_model(), make_chain(12)
+    model, chain = tiny_model(torch.float64), make_chain(12)
     last, both = model.embed_batch([chain])[0], model.embed_batch([chain], layers="all")[0]
     assert model.output_dim == 16 and last.shape == (12, 16) and both.shape == (12, 64)
-    torch.testing.assert_close(both[:, -16:], last)
+    torch.testing.assert_close(both[:, -16:], last, rtol=1e-9, atol=1e-9)
     model.config.embedding_layers = "all"
     assert model.output_dim == 64
-    torch.testing.assert_close(model.embed(chain.ca, chain.sequence), both)
+    torch.testing.assert_close(model.embed(chain.ca, chain.sequence), both, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="'first'"):
         model.embed_batch([chain], layers="first")
 
 
 def test_residues_without_ca_are_nan_and_outside_the_graph():
-    model, whole = tiny_model(), make_chain(30)
+    model, whole = tiny_model(torch.float64), make_chain(30)
     missing = [0, 7, 8, 29]
     present = [i for i in range(30) if i not in missing]
     chain = make_chain(30, missing=missing)
     found, other, nothing = model.embed_batch([chain, whole, make_chain(4, missing=range(4))])
     letters = "".join(chain.sequence[i] for i in present)
-    torch.testing.assert_close(found[present], model.embed(whole.ca[present], letters), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[present], model.embed(whole.ca[present], letters), rtol=1e-9, atol=1e-9)
     assert found[missing].isnan().all() and not found[present].isnan().any() and not other.isnan().any()
     assert nothing.shape == (4, 16) and nothing.isnan().all()
     assert model.embed(np.zeros((0, 3), np.float32), "").shape == (0, 16)

@@ -64,6 +64,8 @@ class Handler(BaseHTTPRequestHandler):
                     self.wfile.flush()
                     if self.server.released.wait(0.02):
                         break
+            elif kind == "raw":
+                self.wfile.write(value)
             elif kind == "slow":
                 time.sleep(0.05)
                 self.send(value, len(value))

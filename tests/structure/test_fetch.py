@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import io
 import json
+import os
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from structure_aligned.structure import fetch
 from structure_aligned.structure.downloading import Downloader, DownloadError
-from structure_aligned.structure.fetch import fetch_structures, parse_entry
+from structure_aligned.structure.fetch import fetch_structures, parse_entry, split_ids
 from structure_aligned.structure.io import read_chains, write_mmcif
 from tests import tiny
 from tests.structure.archive_server import Server
@@ -255,6 +256,89 @@ def test_pace_connections_and_retry_after(server, mmcif, tmp_path):
     assert any(at - first > 0.9 for at, _ in later)
 
 
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        ((503, "\xb2"), "HTTP 503 Service Unavailable (3 attempts)"),
+        ((503, "Wed, 21 Oct 99999999999 07:28:00 GMT"), "HTTP 503 Service Unavailable (3 attempts)"),
+        ((503, "-5"), "HTTP 503 Service Unavailable (3 attempts)"),
+        ((503, "9" * 400), "asks to wait inf s, which is longer than max_wait"),
+        ((429, "nan"), "HTTP 429 Too Many Requests (3 attempts)"),
+        (("raw", b""), "no connection"),
+        (("raw", b"nonsense\r\n\r\n"), "no connection"),
+        (("raw", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n"), "no connection: got more than 100 headers"),
+        (("raw", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n"), "no connection"),
+        (("raw", b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\nx"), "is named .gz but is not gzipped"),
+        (("raw", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), "is named .gz but is not gzipped"),
+        (("raw", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), "no connection"),
+        (("raw", b"HTTP/1.1 200 OK\r\n\xff\xfe: \xff\r\nContent-Length: 1\r\n\r\nx"), "not gzipped"),
+        (("raw", b"HTTP/1.1 404 \xff\xfe\r\n\r\n"), "HTTP 404"),
+        (("raw", b"HTTP/1.1 302 Found\r\nLocation: http://[bad\r\n\r\n"), "Invalid IPv6 URL"),
+        (("raw", b"HTTP/1.1 302 Found\r\nLocation: /pdb/1abc.cif.gz\r\n\r\n"), "infinite loop"),
+        (("raw", b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n"), "is not allowed"),
+        (("raw", b"HTTP/1.1 302 Found\r\nLocation: http://" + b"a" * 99 + b".org/\r\n\r\n"), "label"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_strange_answers_are_outcomes(server, mmcif, tmp_path, trouble, reason):
+    server.answers["/pdb/1abc.cif.gz"] = [trouble]
+    server.answers["/pdb/3abc.cif.gz"] = [gzip.compress(mmcif("3abc"))]
+    report = fetched(server, ["1abc", "3abc"], tmp_path, retries=2, max_wait=1)
+    assert [one.status for one in report.results] == ["failed", "fetched"]
+    assert reason in report.failed[0].reason
+    assert [path.name for path in tmp_path.iterdir()] == ["3abc.cif.gz"]
+    report.write_tsv(tmp_path / "report.tsv")
+
+
+def test_strange_answers_of_the_api(server, tmp_path):
+    many = [{"uniprotAccession": "P00003", "cifUrl": f"x/AF-P00003-F{one}-model_v6.cif"} for one in range(1001)]
+    bad = {"uniprotAccession": "P00002", "cifUrl": "http://[bad/AF-P00002-F1-model_v6.cif"}
+    long = {"uniprotAccession": "P00004", "cifUrl": f"{server.url}/AF-P00004-F{'9' * 5000}-model_v6.cif"}
+    for code, answer, reason in (
+        ("P00001", b"[" * 100_000, "the API's answer is not understood (RecursionError"),
+        ("P00002", json.dumps([bad]).encode(), "Invalid IPv6 URL"),
+        ("P00003", json.dumps(many).encode(), "the API names 1,001 files of P00003; expected at most 1,000"),
+        ("P00004", json.dumps([long]).encode(), "Exceeds the limit"),
+        ("P00005", b"\xff\xfe", "not understood (JSONDecodeError"),
+    ):
+        server.answers[f"/api/prediction/{code}"] = [answer]
+        (result,) = fetched(server, [code], tmp_path).results
+        assert result.status == "failed" and reason in result.reason, result.reason
+
+
+def test_two_calls_in_one_folder_do_not_disturb_each_other(server, mmcif, tmp_path):
+    server.answers["/pdb/1abc.cif.gz"] = [gzip.compress(mmcif("1abc"))]
+    server.answers["/pdb/2abc.cif.gz"] = [gzip.compress(mmcif("2abc"))]
+    verify, paths = fetch._verify, []
+
+    def verify_during_another_call(path, source, code):
+        if code == "1abc" and not paths:
+            paths.append(path)
+            assert fetched(server, ["2abc"], tmp_path).results[0].status == "fetched"
+            assert path.exists()
+        verify(path, source, code)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "_verify", verify_during_another_call)
+        patch.setattr(fetch._Archive, "_kept_pdb", lambda self, code: [])
+        assert fetched(server, ["1abc"], tmp_path).results[0].status == "fetched"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1abc.cif.gz", "2abc.cif.gz"]
+
+
+def test_what_killed_calls_left_is_removed_after_a_day(server, tmp_path):
+    for name, age in ((".fetching", 100_000), (".fetching-old", 100_000), (".fetching-new", 1000)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    fetched(server, [], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".fetching-new"]
+
+
+def test_an_id_that_is_not_text_is_reported(server, tmp_path):
+    report = fetched(server, ["\udcff"], tmp_path)
+    report.write_tsv(tmp_path / "report.tsv")
+    assert "\\udcff\t\t'\\udcff' is no id" in (tmp_path / "report.tsv").read_text()
+
+
 def test_a_date_to_come_back(server):
     soon = email.utils.formatdate(time.time() + 3000, usegmt=True)
     server.answers["/x"] = [(503, soon)]
@@ -305,6 +389,34 @@ def main():
     return start
 
 
+@pytest.mark.parametrize(
+    ("line", "ids"),
+    [
+        ("1ABC,2DEF,3GHI,4HHB", ["1ABC", "2DEF", "3GHI", "4HHB"]),
+        ("1abc, P00520 ,\tAF-P00520-F1,", ["1abc", "P00520", "AF-P00520-F1"]),
+        ("1abc 2def\tP00520", ["1abc", "2def", "P00520"]),
+        ("1abc,wrong,2def", ["1abc", "wrong", "2def"]),  # to be reported, and nothing behind it is lost
+        ("1abc,A", ["1abc"]),
+        ("P00520\tkinase of 1000 residues", ["P00520"]),
+        ("nonsense", ["nonsense"]),
+        (" # 1abc,2def", []),
+        (" , ", []),
+    ],
+)
+def test_ids_of_a_line(line, ids):
+    assert split_ids(line) == ids
+
+
+def test_the_script_takes_lists_of_ids(server, mmcif, tmp_path, main, capsys):
+    for name in ("1abc", "2def", "3ghi", "4hhb"):
+        server.answers[f"/pdb/{name}.cif.gz"] = [gzip.compress(mmcif(name))]
+    options = ("--pdb_url", f"{server.url}/pdb", "--output", tmp_path / "out", "--delay", 0)
+    (tmp_path / "ids.txt").write_text("1ABC,2DEF")
+    assert main(*options, "--file", tmp_path / "ids.txt", "--ids", "3GHI,4hhb") == 0
+    assert "4 fetched" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("*.cif.gz"))) == 4
+
+
 def test_the_script(server, mmcif, tmp_path, main, capsys, monkeypatch):
     server.answers["/pdb/1abc.cif.gz"] = [gzip.compress(mmcif("1abc"))]
     options = ("--pdb_url", f"{server.url}/pdb", "--afdb_url", server.url, "--output", tmp_path / "out")
@@ -319,10 +431,10 @@ def test_the_script(server, mmcif, tmp_path, main, capsys, monkeypatch):
     assert "404" in rows[1][2] and rows[2][3] == f"{server.url}/api/prediction/P00520"
     assert "'nonsense' is no id; expected a PDB id such as 1abc" in rows[3][2]
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO("1ABC\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1ABC\n")))
     assert main(*options, "--file", "-", "--report", tmp_path / "why.tsv") == 0
     assert "1 entries: 0 fetched, 1 were there, 0 could not be had" in capsys.readouterr().out
     assert (tmp_path / "why.tsv").read_text() == "id\tsource\treason\turl\n"
-    for arguments, message in (((), "nothing to fetch"), (("--file", tmp_path / "none"), "is no file")):
+    for arguments, message in (((), "nothing to fetch"), (("--file", tmp_path / "none"), "does not exist")):
         assert main(*options, *arguments) == 2
         assert message in capsys.readouterr().err

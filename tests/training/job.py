@@ -61,8 +61,12 @@ def run(
     broken_row=None,
     spoilt_rank=None,
     lora=None,
+    rank_1=None,
+    stream=None,
     **options,
 ):
+    if rank_1 is not None and os.environ.get("RANK") == "1":
+        rows, options = rank_1.get("rows", rows), options | {name: rank_1[name] for name in rank_1 if name != "rows"}
     torch.set_num_threads(1)
     model = tiny.FAMILIES[family].model()
     model = model.double() if double else model
@@ -79,6 +83,8 @@ def run(
             for i, m in enumerate(dataset["structure_embedding_mask"])
         ]
         dataset = dataset.remove_columns("structure_embedding_mask").add_column("structure_embedding_mask", masks)
+    if stream:
+        dataset = dataset.to_iterable_dataset(num_shards=stream)
     tokenizer = tiny.FAMILIES[family].tokenizer()
     arguments = {"output_dir": str(output), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
     collator = Damaged(tokenizer)

@@ -7,6 +7,7 @@ import torch
 from structure_aligned import GearNetConfig, GearNetModel
 from structure_aligned.structure.graph import UNKNOWN_RESIDUE, ResidueGraph
 from structure_aligned.structure.synthetic import synthetic_chains
+from structure_aligned.training.checkpoints import last_complete_checkpoint
 from structure_aligned.training.gearnet_pretraining import (
     CROP_RESIDUES,
     GearNetPretraining,
@@ -44,6 +45,39 @@ def test_losses_fall_and_runs_repeat(chains, objective, names):
     assert pretrain_gearnet(second, chains, objective, **options) == history
     assert first.weights_digest() == second.weights_digest()
     assert not first.training and all(row.isfinite().all() for row in first.embed_batch(chains))
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(chains, tmp_path, monkeypatch):
+    options = {"epochs": 8, "residues_per_batch": 200, "progress": False}
+    whole, killed = network(), network()
+    history = pretrain_gearnet(whole, chains, **options)
+
+    steps, forward = iter(range(1, 6)), GearNetPretraining.forward
+
+    def stop_at_the_fifth_step(task, *args):
+        if next(steps) == 5:
+            raise Killed
+        return forward(task, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(GearNetPretraining, "forward", stop_at_the_fifth_step)
+        pretrain_gearnet(killed, chains, **options, output_dir=tmp_path, save_steps=2)
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+    resumed = network()
+    found = pretrain_gearnet(resumed, chains, **options, resume_from_checkpoint=tmp_path / "checkpoint-4")
+    assert found == history and resumed.weights_digest() == whole.weights_digest()
+    for other in ({"seed": 1}, {"residues_per_batch": 400}, {"objective": "contrast"}):
+        with pytest.raises(ValueError, match="written by a training with other chains or options"):
+            pretrain_gearnet(network(), chains, **options | other, resume_from_checkpoint=tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a complete checkpoint of this pre-training"):
+        pretrain_gearnet(network(), chains, **options, resume_from_checkpoint=tmp_path / "checkpoint-4")
 
 
 def test_a_hidden_type_does_not_reach_the_network(chains):

@@ -118,6 +118,22 @@ def test_two_processes_equal_one(tmp_path, family):
         assert metrics[1][key] == pytest.approx(metrics[0][key], rel=1e-9), key
 
 
+def test_a_stream_on_two_processes_equals_one(tmp_path):
+    """Each process takes every second row: the same proteins a step, over three epochs."""
+    options = {"rows": 16, "latent_weight": 0.0, "batching": "proteins", "max_steps": 6, "stream": 1} | PLAIN_STEPS
+    job.run(tmp_path / "one", per_device_train_batch_size=8, **options)
+    launch(tmp_path / "two", processes=2, per_device_train_batch_size=4, **options)
+    start = dict(tiny.esm_model().double().named_parameters())
+    assert largest_difference(parameters(tmp_path / "one"), parameters(tmp_path / "two"), start) < 1e-9
+
+
+def test_shards_of_a_stream_that_are_not_equally_long_stop_nobody(tmp_path):
+    """Three and two rows, of which each process reads its own again and again."""
+    options = {"rows": 5, "batching": "proteins", "max_steps": 5, "stream": 2, "gradient_accumulation_steps": 2}
+    launch(tmp_path, processes=2, per_device_train_batch_size=1, **PLAIN_STEPS, **options)
+    assert all(value.isfinite().all() for value in parameters(tmp_path).values())
+
+
 @pytest.mark.parametrize("scope", ["global", pytest.param("batch", marks=pytest.mark.slow)])
 def test_global_selection_of_two_processes_equals_one_on_the_concatenation(tmp_path, scope):
     """Token task alone: its losses do not depend on the other rank. By batch, each rank keeps its own fraction."""
@@ -233,6 +249,17 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path):
             stderr
         )
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_ranks_with_other_options_and_data_all_end_with_that_message(tmp_path):
+    """Otherwise one of them waits for steps that the other one never takes."""
+    options = {"rows": 8, "batching": "proteins", "per_device_train_batch_size": 1, "max_steps": 40}
+    results = launch_alone(tmp_path, 2, rank_1={"rows": 6, "gradient_accumulation_steps": 2}, **options)
+    for stderr, code in results:
+        assert code not in (0, None) and code > 0, results
+        assert "ValueError: The ranks of this training were given different options or data: " in stderr
+        assert "gradient_accumulation_steps is 1 on rank 0 and 2 on rank 1" in stderr
+        assert "train_dataset.rows is 8 on rank 0 and 6 on rank 1" in stderr
 
 
 @pytest.mark.parametrize("batching", ["tokens", pytest.param("packed", marks=pytest.mark.slow)])

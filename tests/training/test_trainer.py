@@ -11,6 +11,7 @@ from structure_aligned.training.arguments import StructureAlignmentTrainingArgum
 from structure_aligned.training.running import LOSS_NAMES
 from structure_aligned.training.trainer import StructureAlignmentTrainer
 from tests import tiny
+from tests.closeness import assert_same_but_rounding
 
 
 def make_trainer(tmp_path, model=None, train=None, evaluation=None, **options):
@@ -63,10 +64,10 @@ def test_mlm_and_token_gradients_do_not_depend_on_the_micro_batches(tmp_path, we
 
 
 def test_a_whole_batch_equals_the_plain_mean_of_the_model_itself(tmp_path):
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(tmp_path, tiny.esm_model().double())
     batch = trainer.data_collator([tiny.row(index) for index in range(4)])
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(
-        trainer.model(**batch).loss.item(), rel=1e-6
+        trainer.model(**batch).loss.item(), rel=1e-12
     )
 
 
@@ -140,7 +141,7 @@ def test_a_latent_task_of_weight_0_is_not_computed_and_changes_nothing(tmp_path)
     found = accumulated(trainer, rows, 4)[1]
     assert found.keys() == expected.keys() - heads
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-12, atol=1e-15)
+        assert_same_but_rounding(gradient, expected[name], msg=name)
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name in heads}
     trainer.train()
     assert all(torch.equal(model.get_parameter(name), value) for name, value in start.items())
@@ -190,6 +191,26 @@ def test_evaluation_metrics_are_means_over_residues(tmp_path):
         assert metrics[f"eval_{name}_loss"] == pytest.approx(total / count, rel=1e-5)
     expected = (sums / counts) @ np.array([1, 0.5, 0.25, 0.25])
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batching", ["proteins", "packed"])
+def test_a_batch_without_any_embedding_counts_for_the_other_tasks(tmp_path, batching):
+    """A chain without any CA, alone in its batch, in evaluation and in training."""
+    masks = [[False] * length for length in tiny.dataset(3)["length"]]
+    rows = tiny.dataset(3)
+    some = rows.map(lambda row, i: {"structure_embedding_mask": masks[i]} if i == 1 else {}, with_indices=True)
+    none = rows.map(lambda row, i: {"structure_embedding_mask": masks[i]}, with_indices=True)
+    options = {"batching": batching, "per_device_eval_batch_size": 1, "per_device_train_batch_size": 1}
+    options |= {"tokens_per_batch": 8, "max_steps": 3, "save_strategy": "no", "selection_ratio": 0.5}
+    trainer = make_trainer(tmp_path, train=some, evaluation=some, **options)
+    metrics = trainer.evaluate()
+    whole = make_trainer(tmp_path, evaluation=rows.select([0, 2]), **options).evaluate()
+    for name in ("seq_to_struct_loss", "struct_to_seq_loss", "retrieval_at_1", "retrieval_chance"):
+        assert metrics[f"eval_{name}"] == pytest.approx(whole[f"eval_{name}"], rel=1e-6)
+    assert metrics["eval_token_loss"] != whole["eval_token_loss"]  # the protein is there
+    assert "eval_retrieval_at_1" not in trainer.evaluate(none)
+    assert np.isfinite(trainer.train().training_loss)
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
 def test_refuses_embeddings_of_another_pgnn(tmp_path):
