@@ -182,7 +182,7 @@ def _check_runs(model: gemmi.Model) -> None:
         last[chain.name] = chain[-1]
 
 
-def _restore_polymer(chain: gemmi.Chain, previous: gemmi.Residue | None) -> None:
+def _restore_polymer(chain: gemmi.Chain, previous: gemmi.Residue | None = None) -> None:
     """
     Marks as polymer what a run that no TER record ends holds of proteins.
 
@@ -201,9 +201,9 @@ def _restore_polymer(chain: gemmi.Chain, previous: gemmi.Residue | None) -> None
     peptides = [i for i, residue in enumerate(chain) if residue.find_atom("CA", "*") and _is_amino_acid(residue)]
     bonded = [(i, j) for i, j in itertools.pairwise(peptides) if _are_bonded(chain[i], chain[j])]
     polymer = sorted({i for pair in bonded if any(chain[k].het_flag == "A" for k in pair) for i in pair})
-    if previous and previous.entity_type == polymer_type and peptides[:1] == [0] and has_ca(previous):
-        if chain[0].het_flag == "A" and _are_bonded(previous, chain[0]):
-            polymer = [0, *polymer]
+    may_go_on = previous and previous.entity_type == polymer_type and previous.find_atom("CA", "*")
+    if may_go_on and peptides[:1] == [0] and chain[0].het_flag == "A" and _are_bonded(previous, chain[0]):
+        polymer = [0, *polymer]
     if polymer:
         for i in peptides:
             if polymer[0] <= i <= polymer[-1] and (chain[i].het_flag == "A" or i in polymer):

@@ -18,13 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Refused:
-    """The input must be refused by a `ValueError` whose message holds these words."""
+    """The input must be refused by a `ValueError` (where documented, another error) whose message holds the words."""
 
     words: tuple[str, ...]
+    errors: type | tuple[type, ...] = ValueError
 
 
-def refused(*words):
-    return Refused(words)
+def refused(*words, errors=ValueError):
+    return Refused(words, errors)
 
 
 def check(run, expected, *names):
@@ -37,7 +38,7 @@ def check(run, expected, *names):
         names: What a refusal names beside its own words, such as the path of the file.
     """
     if isinstance(expected, Refused):
-        with pytest.raises(ValueError) as raised:
+        with pytest.raises(expected.errors) as raised:
             run()
         message = str(raised.value)
         for word in (*map(str, names), *expected.words):

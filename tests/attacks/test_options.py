@@ -56,8 +56,12 @@ def test_loss_weights(weights):
 
 
 RUN = "!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [ran]]"
-LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefghijkl", "bcdefghijklm"))
-MERGES = "a: &a {k: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}]}}\n" for a, b in zip("abcdefghijkl", "bcdefghijklm"))
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefghijkl", "bcdefghijklm")
+)
+MERGES = "a: &a {k: 1}\n" + "".join(
+    f"{b}: &{b} {{<<: [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}]}}\n" for a, b in zip("abcdefghijkl", "bcdefghijklm")
+)
 YAML = {
     "a number with an exponent": ("learning_rate: 1e-3\n", 1e-3),
     "a mark and CRLF": ("\ufefflearning_rate: 0.001\r\nseed: 7\r\n", 1e-3),
