@@ -180,8 +180,7 @@ def check_loaded(
         lacking |= mismatched
     heads = {key for key, _ in model.named_parameters() if key.split(".")[0] == ALIGNMENT_HEADS}
     missing_heads = heads & set(info["missing_keys"])
-    trained = (getattr(model.config, "structure_alignment", None) or {}).get("pgnn") is not None
-    if missing_heads and (missing_heads != heads or trained):
+    if missing_heads and (missing_heads != heads or model.config.structure_alignment.get("pgnn") is not None):
         lacking |= missing_heads
     if lacking:
         kind = "has other shapes for" if lacking <= mismatched else "lacks"

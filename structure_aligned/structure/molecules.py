@@ -118,7 +118,6 @@ def _refuse_without_coordinates(parsed: ParsedStructure, name: str, rows: list[i
 def _find_polymers(parsed: ParsedStructure) -> None:
     """Sets the entity type of each residue: by the file's entities, its TER records, or gemmi's heuristics."""
     model = parsed.structure[0]
-    _check_runs(model)
     if parsed.labelled:
         parsed.structure.merge_chain_parts()
         parsed.structure.add_entity_types()
@@ -166,20 +165,6 @@ def _closed_runs(parsed: ParsedStructure) -> list[bool]:
         if ended:
             over.add(chain.name)
     return closed
-
-
-def _check_runs(model: gemmi.Model) -> None:
-    """Raises where other chains stand between the atoms of an amino acid."""
-    last: dict[str, gemmi.Residue] = {}
-    for chain in model:
-        one, other = last.get(chain.name, chain[-1]), chain[0]
-        same = one.seqid == other.seqid and one.name == other.name and one.het_flag == other.het_flag == "A"
-        if same and chain.name in last and not {atom.name for atom in one} & {atom.name for atom in other}:
-            raise ValueError(
-                f"atoms of other chains stand between those of residue {one.name} {one.seqid} of chain "
-                f"{chain.name!r}; sort the atoms by chain and residue"
-            )
-        last[chain.name] = chain[-1]
 
 
 def _restore_polymer(chain: gemmi.Chain, previous: gemmi.Residue | None = None) -> None:

@@ -190,7 +190,8 @@ def load_adapters(
                 base = _load_base(base, record, dtype)
             except OSError as error:
                 raise ValueError(
-                    f"{folder} adapts {base}, which cannot be loaded here ({str(error).splitlines()[0]}); give it as base."
+                    f"{folder} adapts {base}, which cannot be loaded here ({str(error).splitlines()[0]}); give it as "
+                    "base."
                 ) from error
         elif not isinstance(base, torch.nn.Module):
             base = _load_base(base, record, dtype)

@@ -15,7 +15,7 @@ from structure_aligned.training.adapters import add_lora, load_adapters
 from structure_aligned.training.pretrained import load_language_model, load_tokenizer
 from tests import tiny
 
-from .hostile import check, files_below, memory_below, refused, run_python, write
+from .hostile import check, files_below, refused, run_python, write
 
 
 WEIGHTS = "model.safetensors"
@@ -154,6 +154,9 @@ CHECKPOINTS = {
     "a size below zero": (json_with("config.json", hidden_size=-32), refused()),
     "a size that is not a number": (json_with("config.json", hidden_size=float("nan")), refused()),
     "a vocabulary of another size": (json_with("config.json", vocab_size=99), refused("other shapes")),
+}
+
+HEADS = {
     "heads of no width": (json_with("config.json", structure_alignment={"structure_dim": 0}), refused()),
     "heads of a width that is text": (json_with("config.json", structure_alignment={"structure_dim": "x"}), refused()),
     "heads that are a list": (json_with("config.json", structure_alignment=[1]), refused()),
@@ -177,6 +180,14 @@ def test_checkpoint(saved, tmp_path, name):
     for load in (AutoModelForStructureAlignment.from_pretrained, load_language_model):
         check(lambda load=load: load(folder).config.model_type, expected, *names)
     assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_alignment_heads(saved, tmp_path, name):
+    change, expected = HEADS[name]
+    folder, _ = attack(saved, tmp_path, "model", change)
+    check(lambda: AutoModelForStructureAlignment.from_pretrained(folder), expected, folder)
+    assert load_language_model(folder).config.model_type == "esm"  # which does not use them
 
 
 PGNNS = {
@@ -271,4 +282,4 @@ def test_a_configuration_that_asks_for_all_memory(saved, tmp_path):
             print("refused:", error)
     """
     done = run_python(code, folder)
-    assert done.stdout.startswith(f"refused: ") and str(folder) in done.stdout, done.stderr[-2000:]
+    assert done.stdout.startswith("refused: ") and str(folder) in done.stdout, done.stderr[-2000:]
