@@ -50,14 +50,15 @@ def read_chains(path: str | os.PathLike) -> list[ProteinChain]:
     names of simulation programs (HIE, CYX, ASPP, NMET and their like) stand for their amino acid.
 
     A chain is one molecule under one chain id. Several molecules under one id are told apart by the file's own marks:
-    label_asym_id in mmCIF; in PDB files a segment id, a TER record, and residue numbers that come again. The first
-    keeps the id, the others are called `A-2`, `A-3`, … Across a TER record a chain goes on only where a peptide bond
-    does, or where a loop of as many residues as the numbers leave out (at most 30) can span the gap. Free amino acids
-    after a TER are left out. Residues of one number that no alternative location and no insertion code tells apart are
-    residues of their own. A residue without a number gets the one after its predecessor's.
+    label_asym_id in mmCIF; in PDB files a segment id, a TER record, waters, and residue numbers that come again or go
+    back. The first keeps the id, the others are called `A-2`, `A-3`, … Across a TER record a chain goes on only where
+    a peptide bond does, or where a loop of as many residues as the numbers leave out (at most 30) can span the gap.
+    Free amino acids after a TER are left out. Neighbouring residues of one number that no alternative location and no
+    insertion code tells apart are residues of their own. A residue without a number gets the one after its
+    predecessor's.
 
     Coordinates that are not numbers are missing (NaN), and so are those that stand for missing atoms: several atoms of
-    a residue at one point, or an atom at the origin far from its residue.
+    a residue at one point, or an atom at the origin (or at 999 and more in all directions) far from its residue.
 
     A chain is `predicted` where the file has a ModelCIF category (`_ma_qa_metric`, `_ma_data`, `_ma_model_list`, …) or
     states the method THEORETICAL MODEL; and, in files that state no method, where the title says `ALPHAFOLD …
@@ -76,8 +77,9 @@ def read_chains(path: str | os.PathLike) -> list[ProteinChain]:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is broken, is not what its extension says, or holds no protein; a line does not fit the
-            columns of a PDB file, residues cannot be told apart, or a chain has no backbone atom whose coordinates can
-            be read. The message names the file and, where there is one, the line.
+            columns of a PDB file, residues cannot be told apart, a chain has no backbone atom whose coordinates can be
+            read, or more than a tenth of the coordinates are garbled. The message names the file and, where there is
+            one, the line.
     """
     path = Path(path)
     suffix, stem = _split_name(path)
