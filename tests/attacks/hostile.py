@@ -3,9 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,10 +92,3 @@ def files_below(folder):
             path = Path(root, name)
             found[path.relative_to(folder)] = path.read_bytes() if path.is_file() else None
     return found
-
-
-def run_python(code, *arguments, **options):
-    """Another process that runs `code`; its exit status, output and errors."""
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, **options)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 import shutil
 import struct
 
@@ -15,7 +16,7 @@ from structure_aligned.training.adapters import add_lora, load_adapters
 from structure_aligned.training.pretrained import load_language_model, load_tokenizer
 from tests import tiny
 
-from .hostile import check, files_below, refused, run_python, write
+from .hostile import check, files_below, refused, write
 
 
 WEIGHTS = "model.safetensors"
@@ -197,7 +198,7 @@ PGNNS = {
     "a language model": (json_with("config.json", model_type="esm"), refused()),
     "layers of no width": (json_with("config.json", hidden_dims=[0]), refused()),
     "no layers": (json_with("config.json", hidden_dims=[]), refused()),
-    "a million relations": (json_with("config.json", hidden_dims=["x"]), refused()),
+    "layers of a width that is text": (json_with("config.json", hidden_dims=["x"]), refused()),
 }
 
 
@@ -272,14 +273,9 @@ def test_tokenizer(saved, tmp_path, name):
 
 def test_a_configuration_that_asks_for_all_memory(saved, tmp_path):
     folder, _ = attack(saved, tmp_path, "model", json_with("config.json", vocab_size=2_000_000_000))
-    code = """
-        import resource, sys
-        resource.setrlimit(resource.RLIMIT_AS, (16 * 1024**3, 16 * 1024**3))
-        from structure_aligned.models.alignment import AutoModelForStructureAlignment
-        try:
-            AutoModelForStructureAlignment.from_pretrained(sys.argv[1])
-        except ValueError as error:
-            print("refused:", error)
-    """
-    done = run_python(code, folder)
-    assert done.stdout.startswith("refused: ") and str(folder) in done.stdout, done.stderr[-2000:]
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (64 * 1024**3, limits[1]))
+    try:
+        check(lambda: AutoModelForStructureAlignment.from_pretrained(folder), refused(), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)

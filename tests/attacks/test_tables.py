@@ -142,7 +142,7 @@ def test_json(tmp_path, name):
 GROWING = {
     "a bomb of one cell": lambda: gzip.compress(b'a,b\n1,"' + b"x" * 2**24, mtime=0) * 256,
     "a bomb of commas": lambda: gzip.compress(b"," * 2**24, mtime=0) * 256,
-    "a million columns": lambda: b"a," * 1_000_000 + b"b\n1\n",
+    "300,000 columns": lambda: b"a," * 300_000 + b"b\n1\n",
     "a cell of 10 MB": lambda: b"a,b\n1," + b"x" * 10_000_000 + b"\n",
 }
 
