@@ -238,7 +238,13 @@ def decode_embedding(row: dict[str, Any]) -> np.ndarray:
     """The float16 `(L, output_dim)` array of a dataset row, without a copy; NaN at residues the pGNN left out."""
     # The shape is a tensor in a dataset of the format "torch".
     shape = tuple(int(size) for size in row["structure_embedding_shape"])
-    return np.frombuffer(row["structure_embedding"], dtype=np.float16).reshape(shape)
+    try:
+        return np.frombuffer(row["structure_embedding"], dtype=np.float16).reshape(shape)
+    except ValueError as error:
+        raise ValueError(
+            f"{row.get('id', 'A row')} has a structure_embedding that does not hold float16 numbers of the shape "
+            f"{shape} ({error}); rebuild the dataset, or leave the row out."
+        ) from error
 
 
 def decode_reference_losses(row: dict[str, Any]) -> np.ndarray:

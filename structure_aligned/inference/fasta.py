@@ -114,7 +114,7 @@ def clean_sequence(sequence: str, name: str) -> tuple[str, int]:
     Raises:
         ValueError: Nothing is left, or it has gaps, inner stops, digits and the like, which are no residues.
     """
-    cleaned = "".join(sequence.split()).upper().rstrip("*")
+    cleaned = "".join(sequence.split()).rstrip("*")
     if not cleaned:
         raise ValueError(f"{name} is empty; expected at least one residue. Remove it.")
     if not (cleaned.isascii() and cleaned.isalpha()):
@@ -123,6 +123,7 @@ def clean_sequence(sequence: str, name: str) -> tuple[str, int]:
             f"{name} contains {', '.join(map(repr, strange[:5]))}; expected one-letter codes: remove gaps, cut at "
             "inner stops or write X."
         )
+    cleaned = cleaned.upper()  # only now: some other letters become two
     made = cleaned.translate(_TO_X)
     return made, 0 if made == cleaned else sum(one != other for one, other in zip(made, cleaned))
 

@@ -21,7 +21,7 @@ from .heads import (
     compute_residue_losses,
 )
 from .packing import PackedLayout, packed_esm_embeddings
-from .weights import ALIGNMENT_HEADS, UNUSED_WEIGHTS, WholeWeights, load_auto
+from .weights import ALIGNMENT_HEADS, UNUSED_WEIGHTS, WholeWeights, load_auto, readable
 
 
 class StructureAlignmentMixin(WholeWeights):
@@ -47,7 +47,8 @@ class StructureAlignmentMixin(WholeWeights):
         if structure_alignment is not None:
             config = kwargs.pop("config", None)
             if config is None:
-                config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **_hub_options(kwargs))
+                with readable(pretrained_model_name_or_path):
+                    config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **_hub_options(kwargs))
             config = copy.deepcopy(config)
             stored = getattr(config, "structure_alignment", None) or {}
             config.structure_alignment = {**stored, **structure_alignment}
@@ -361,7 +362,8 @@ class AutoModelForStructureAlignment:
         refuse_adapters(pretrained_model_name_or_path)
         if config is None:
             config = load_auto(AutoConfig, pretrained_model_name_or_path, **_hub_options(kwargs))
-        model_class = cls._class_of(config)
+        with readable(pretrained_model_name_or_path):
+            model_class = cls._class_of(config)
         return model_class.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     @classmethod

@@ -52,7 +52,7 @@ class GearNetConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.hidden_dims = list(self.hidden_dims)
-        if not self.hidden_dims or min(self.hidden_dims) < 1:
+        if not self.hidden_dims or not all(isinstance(width, int) and width > 0 for width in self.hidden_dims):
             raise ValueError(f"hidden_dims is {self.hidden_dims}; expected the width of at least one layer.")
         if self.num_angle_bin is not None and self.num_angle_bin < 1:
             raise ValueError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -29,6 +30,17 @@ LM_HEADS = ("lm_head", "decoder", "layer_norm_2")
 ALIGNMENT_HEADS = "alignment"
 
 _BAD_TEXT = (json.JSONDecodeError, UnicodeDecodeError)
+
+_DAMAGED = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    KeyError,
+    ZeroDivisionError,
+    StrictDataclassError,
+)
+"""What loading raises where a configuration or weights do not hold what they should."""
 
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -119,12 +131,16 @@ def readable(name: Any) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, KeyError, *_BAD_TEXT) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    except (*_DAMAGED, *_BAD_TEXT) as error:
+        reason = " ".join(str(error).strip().split("\n")[:2]) or type(error).__name__
         raise ValueError(
             f"The weights of {name} cannot be loaded ({reason}). Expected a complete checkpoint, as save_pretrained "
             "writes it; download or copy it again."
         ) from error
+    except ValueError as error:
+        if str(name) in str(error):
+            raise
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
 
 
 def check_loaded(
@@ -164,8 +180,7 @@ def check_loaded(
         lacking |= mismatched
     heads = {key for key, _ in model.named_parameters() if key.split(".")[0] == ALIGNMENT_HEADS}
     missing_heads = heads & set(info["missing_keys"])
-    trained = (getattr(model.config, "structure_alignment", None) or {}).get("pgnn") is not None
-    if missing_heads and (missing_heads != heads or trained):
+    if missing_heads and (missing_heads != heads or model.config.structure_alignment.get("pgnn") is not None):
         lacking |= missing_heads
     if lacking:
         kind = "has other shapes for" if lacking <= mismatched else "lacks"

@@ -267,7 +267,7 @@ class _Archive:
             try:
                 _verify(temporary, source, code)
             except ValueError as error:
-                raise ValueError(str(error).replace(f"{temporary}: ", "")) from error
+                raise ValueError(str(error).replace(f"{temporary}: ", "").replace(str(temporary), "it")) from error
             os.replace(temporary, self.folder / file_name)
         finally:
             temporary.unlink(missing_ok=True)

@@ -27,6 +27,8 @@ _PDB_SUFFIXES = (".pdb", ".ent")
 _MMCIF_SUFFIXES = (".cif", ".mmcif")
 _EXPECTED = "a .pdb, .ent, .cif or .mmcif file, plain or with .gz"
 
+# Letters of texts that are not UTF-8, which stand in titles and remarks; one for one, so that the columns stay.
+_UNKNOWN_LETTERS = bytes(range(128)) + b"?" * 128
 _ENTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Names and titles of files that AlphaFold DB, ColabFold and the ESM Atlas give out.
 _PREDICTED_NAME = re.compile(r"AF-\w+(?:-\d+)?-F\d+\b.*|.*_(?:un)?relaxed_rank_\d+_alphafold.*", re.IGNORECASE)
@@ -116,7 +118,7 @@ def _split_name(path: Path) -> tuple[str, str]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for names that are too long
         raise FileNotFoundError(f"{path}: there is no such file; expected {_EXPECTED}.")
     if not path.is_file():
         raise ValueError(f"{path}: is not a file; expected {_EXPECTED}. For a folder, call once per file in it.")
@@ -126,6 +128,11 @@ def _read_bytes(path: Path) -> bytes:
     if not data.strip(b"\0 \t\r\n"):
         raise ValueError(f"{path}: is empty; expected {_EXPECTED}. Fetch it again.")
     data = data.removeprefix(codecs.BOM_UTF8)
+    if not data.isascii():
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            data = data.translate(_UNKNOWN_LETTERS)
     # gemmi knows LF and CRLF, but takes a file whose lines end in CR for a single line.
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 

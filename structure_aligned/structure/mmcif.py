@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import gemmi
@@ -10,7 +11,6 @@ import numpy as np
 from .parsed import (
     AtomLine,
     ParsedStructure,
-    is_number,
     keep_first_model,
     name_standard_residues,
     number_residues,
@@ -68,7 +68,9 @@ def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
     if block is None:
         raise ValueError("no atoms (_atom_site is missing or empty)")
     _add_optional_columns(block)
-    model_cif = any(name.lower().startswith("_ma_") for name in block.get_mmcif_category_names())
+    # gemmi's own list of categories takes a time that grows with the square of their number.
+    tags = (item.pair[0] if item.pair else item.loop.tags[0] for item in block if item.pair or item.loop)
+    model_cif = any(tag.lower().startswith("_ma_") for tag in tags)
     for category in _UNUSED_CATEGORIES:
         block.find_mmcif_category(category).erase()
     numbers, places = _number_mmcif_residues(block) if number_again else (None, None)
@@ -140,6 +142,6 @@ def _first_unread_row(block: gemmi.cif.Block, marked: bool) -> str | None:
     missing = {"?", "."} if marked else {"?", ".", "nan"}
     for index, row in enumerate(block.find("_atom_site.", ["Cartn_x", "Cartn_y", "Cartn_z"]), start=1):
         values = [row[i] for i in range(3)]
-        if not all(value.lower() in missing or is_number(re.sub(r"\(\d+\)$", "", value).encode()) for value in values):
+        if not all(value.lower() in missing or math.isfinite(gemmi.cif.as_number(value)) for value in values):
             return f"row {index} of _atom_site ({' '.join(values)!r})"
     return None

@@ -128,15 +128,16 @@ def _find_polymers(parsed: ParsedStructure) -> None:
             parsed.structure.assign_subchains(False)
         return
     parsed.structure.add_entity_types()
-    seen: set[str] = set()
+    previous: dict[str, gemmi.Residue | None] = {}  # where an earlier run of this id ends; none after a TER record
     for chain, ended in zip(model, _ended_runs(parsed)):
+        name = chain.name
         if ended:
             _end_polymer(chain)
         else:
-            if chain.name in seen:
+            if name in previous:
                 _set_type(chain, gemmi.EntityType.NonPolymer)
-            _restore_polymer(chain)
-        seen.add(chain.name)
+            _restore_polymer(chain, previous.get(name))
+        previous[name] = None if ended or previous.get(name, chain[0]) is None else chain[-1]
     parsed.structure.assign_subchains(True)
 
 
@@ -166,13 +167,14 @@ def _closed_runs(parsed: ParsedStructure) -> list[bool]:
     return closed
 
 
-def _restore_polymer(chain: gemmi.Chain) -> None:
+def _restore_polymer(chain: gemmi.Chain, previous: gemmi.Residue | None = None) -> None:
     """
     Marks as polymer what a run that no TER record ends holds of proteins.
 
     gemmi ends the polymer at the first water or unknown HETATM residue, and takes a run that follows on a chain of the
     same id for ligands. The polymer goes from the first to the last of the ATOM records' amino acids that are bonded
-    to another. Amino acids that stand alone, or that are HETATM records, are ligands.
+    to another, or to the `previous` residue of the chain. Amino acids that stand alone, or that are HETATM records,
+    are ligands.
     """
     polymer_type = gemmi.EntityType.Polymer
     if not any(
@@ -184,6 +186,9 @@ def _restore_polymer(chain: gemmi.Chain) -> None:
     peptides = [i for i, residue in enumerate(chain) if residue.find_atom("CA", "*") and _is_amino_acid(residue)]
     bonded = [(i, j) for i, j in itertools.pairwise(peptides) if _are_bonded(chain[i], chain[j])]
     polymer = sorted({i for pair in bonded if any(chain[k].het_flag == "A" for k in pair) for i in pair})
+    may_go_on = previous and previous.entity_type == polymer_type and previous.find_atom("CA", "*")
+    if may_go_on and peptides[:1] == [0] and chain[0].het_flag == "A" and _are_bonded(previous, chain[0]):
+        polymer = [0, *polymer]
     if polymer:
         for i in peptides:
             if polymer[0] <= i <= polymer[-1] and (chain[i].het_flag == "A" or i in polymer):

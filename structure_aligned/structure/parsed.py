@@ -9,7 +9,6 @@ being marked as an alternative gives it away, and the residues are numbered agai
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -70,17 +69,25 @@ class AtomLine(NamedTuple):
     line: str
 
 
-def is_number(text: bytes) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
 def keep_first_model(structure: gemmi.Structure) -> None:
     if len(structure) == 0:
         raise ValueError("no atoms")
     del structure[1:]
+    _check_runs(structure[0])
+
+
+def _check_runs(model: gemmi.Model) -> None:
+    """Raises where other chains stand between the atoms of an amino acid."""
+    last: dict[str, gemmi.Residue] = {}
+    for chain in model:
+        one, other = last.get(chain.name, chain[-1]), chain[0]
+        same = one.seqid == other.seqid and one.name == other.name and one.het_flag == other.het_flag == "A"
+        if same and chain.name in last and not {atom.name for atom in one} & {atom.name for atom in other}:
+            raise ValueError(
+                f"atoms of other chains stand between those of residue {one.name} {one.seqid} of chain "
+                f"{chain.name!r}; sort the atoms by chain and residue"
+            )
+        last[chain.name] = chain[-1]
 
 
 def name_standard_residues(structure: gemmi.Structure) -> None:

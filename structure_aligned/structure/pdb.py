@@ -24,11 +24,12 @@ _PDB_ATOM = re.compile(rb"\n(?:ATOM|HETA)", re.IGNORECASE)
 # their columns. A case-insensitive, multi-line pattern would take three times as long.
 _PDB_ODD_ATOM = re.compile(
     rb"\n(?:[Aa][Tt][Oo][Mm]|[Hh][Ee][Tt][Aa]).{16}"
-    rb"(?! .(?:[ \-\d]{3}\d|[A-Za-z][\dA-Za-z]{3})....(?:[ \-\d]{3}\d\.\d{3}){3})[^\n]*"
+    rb"(?! .(?:(?:   |  [\-\d]| [\-\d]\d|[\-\d]\d\d)\d|[A-Za-z][\dA-Za-z]{3})...."
+    rb"(?:(?:   |  [\-\d]| [\-\d]\d|[\-\d]\d\d)\d\.\d{3}){3})[^\n]*"
 )
 _PDB_SEGMENT = re.compile(rb"(\n(?:ATOM|HETA).{68})[^\n]{1,4}", re.IGNORECASE)
 _LONG_SERIAL = re.compile(rb"(\n(?:ATOM  |HETATM))\d*(\d{5})( .*)", re.IGNORECASE)
-_RESIDUE_NUMBER = re.compile(rb"[ \-\d]{3}\d|[A-Za-z][\dA-Za-z]{3}|    ")
+_RESIDUE_NUMBER = re.compile(rb"(?= *-?\d+\Z).{4}|[A-Za-z][\dA-Za-z]{3}|    ")
 _COORDINATE = re.compile(rb" *[+-]?(?:\d+\.?\d*|\.\d+) *")
 # What programs write for an atom that has no coordinates.
 _NO_COORDINATE = re.compile(rb" *(?:[+-]?(?:nan|inf)|\?|\.|\*+|none|null|n/?a)? *", re.IGNORECASE)
@@ -85,15 +86,20 @@ def _read_pdb(data: bytes) -> tuple[gemmi.Structure, frozenset[int]]:
     structure = gemmi.read_pdb_string(data[1:], split_chain_on_ter=True)
     keep_first_model(structure)
     found = structure[0].count_atom_sites()
-    *ends, expected = _count_atoms(data)
+    (*ends, expected), atom_records = _count_atoms(data)
     if found != expected:  # records may be written in lower case
-        *ends, expected = _count_atoms(data.upper())
+        (*ends, expected), atom_records = _count_atoms(data.upper())
     if expected == 0:
         raise ValueError("no ATOM or HETATM record")
     if found != expected:
         end = re.search(rb"\nEND[ \r\n]", data)
         where = f", the others stand after the END in line {_line_number(data, end.start() + 1)}" if end else ""
         raise ValueError(f"only {found} of its {expected} atom lines can be read{where}")
+    # Where a file that lacks its last line end was put before another; remarks may hold the word, too.
+    if data.count(b"ATOM  ") > atom_records:
+        joined = re.search(rb"\n(?:ATOM|HETATM|TER|END)[^\n]*ATOM  [ \d]{5} ", data)
+        if joined:
+            raise ValueError(f"line {_line_number(data, joined.start() + 1)} holds more than one record")
     return structure, frozenset(ends)
 
 
@@ -176,13 +182,15 @@ def _line_number(data: bytes, position: int) -> int:
     return data.count(b"\n", 0, position)
 
 
-def _count_atoms(data: bytes) -> list[int]:
-    """The number of atom lines before each TER record, and before the end."""
-    counts, start = [0], 0
+def _count_atoms(data: bytes) -> tuple[list[int], int]:
+    """The number of atom lines before each TER record, and before the end; and how many of them are ATOM records."""
+    counts, start, atom_records = [0], 0, 0
     for end in [*(ter.start() for ter in re.finditer(rb"\n[Tt][Ee][Rr]", data)), len(data)]:
-        counts.append(counts[-1] + data.count(b"\nATOM", start, end) + data.count(b"\nHETA", start, end))
+        found = data.count(b"\nATOM", start, end)
+        atom_records += found
+        counts.append(counts[-1] + found + data.count(b"\nHETA", start, end))
         start = end
-    return counts[1:]
+    return counts[1:], atom_records
 
 
 def _number_pdb_residues(data: bytes) -> tuple[bytes, list[str], list[str]]:

@@ -25,6 +25,7 @@ from ..models.modes import without_load_report
 from ..models.trunks import trunk_digest
 from ..models.weights import check_loaded, check_tensors, read_tensors, readable
 from ..utils.files import read_json, write_json
+from ..utils.numbers import check_options
 
 
 logger = logging.get_logger(__name__)
@@ -179,26 +180,28 @@ def load_adapters(
             are those of another trunk.
     """
     folder = Path(folder)
-    record = _read_record(folder)
-    if base is None:
-        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-        if not base:
-            raise ValueError(f"{folder} does not say what model it adapts; give it as base.")
-        try:
+    with readable(folder):
+        record = _read_record(folder)
+        if base is None:
+            base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+            if not base:
+                raise ValueError(f"{folder} does not say what model it adapts; give it as base.")
+            try:
+                base = _load_base(base, record, dtype)
+            except OSError as error:
+                raise ValueError(
+                    f"{folder} adapts {base}, which cannot be loaded here ({str(error).splitlines()[0]}); give it as "
+                    "base."
+                ) from error
+        elif not isinstance(base, torch.nn.Module):
             base = _load_base(base, record, dtype)
-        except OSError as error:
-            raise ValueError(
-                f"{folder} adapts {base}, which cannot be loaded here ({str(error).splitlines()[0]}); give it as base."
-            ) from error
-    elif not isinstance(base, torch.nn.Module):
-        base = _load_base(base, record, dtype)
-    _check_model(base)
-    _check_heads(record, base, folder)
-    # Here rather than later, as it leaves the base as it is.
-    digest = None if _is_quantised(base) else trunk_digest(base)
-    _check_trunk(record, digest, folder)
-    base.config.structure_alignment = dict(record["structure_alignment"])
-    model = AlignmentPeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+        _check_model(base)
+        _check_heads(record, base, folder)
+        # Here rather than later, as it leaves the base as it is.
+        digest = None if _is_quantised(base) else trunk_digest(base)
+        _check_trunk(record, digest, folder)
+        base.config.structure_alignment = dict(record["structure_alignment"])
+        model = AlignmentPeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
     return model.train(is_trainable)
 
 
@@ -331,6 +334,7 @@ def _read_record(folder: Path) -> dict:
             f"{folder} has no {RECORD_NAME}, so nobody can tell what trunk its adapters belong to; give a folder that "
             "was saved by this package, with all of its files."
         )
+    check_options(read_json(folder / ADAPTER_CONFIG, kind=dict))
     return read_json(folder / RECORD_NAME, kind=dict)
 
 

@@ -109,7 +109,8 @@ def test_odd_letters(given, expected):
         ("MK-V", "one contains '-'"),
         ("M*K", r"one contains '\*'"),
         ("MK1.", "one contains '.', '1'"),
-        ("MKé", "one contains 'É'"),
+        ("MKé", "one contains 'é'"),
+        ("MKß", "one contains 'ß'"),
     ],
 )
 def test_what_is_no_sequence_is_refused(given, message):
