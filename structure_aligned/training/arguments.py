@@ -137,11 +137,6 @@ class StructureAlignmentTrainingArguments(TrainingArguments):
         """Raises `ValueError` where an option makes no sense; also for what a search for hyperparameters has set."""
         check_options(vars(self), _AT_LEAST_ZERO)
         LossWeights(self.mlm_weight, self.physical_weight, self.latent_weight)  # says what is wrong with them
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor is {self.label_smoothing_factor}, which this objective does not have; leave "
-                "it out."
-            )
         choices = {"selection_keep": KEEP_MODES, "selection_scope": SCOPES, "missing_reference": MISSING_REFERENCE}
         choices |= {"reference_mode": REFERENCE_MODES, "batching": BATCHING, "negatives": NEGATIVES}
         for name, known in choices.items():

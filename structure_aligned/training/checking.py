@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 from torch import nn
+from transformers import TrainingArguments
 
 from ..data.builder import dataset_pgnn, embedding_dim
 from ..data.streaming import first_row, is_stream
@@ -99,8 +100,16 @@ def check_evaluation_set(args: StructureAlignmentTrainingArguments, dataset: Any
         )
 
 
-def check_loss_function(compute_loss_func: Any) -> None:
-    """Raises `ValueError` for a loss function: it would get one set of labels, of three, and none of the selection."""
+def check_loss_function(args: TrainingArguments, compute_loss_func: Any) -> None:
+    """
+    Raises `ValueError` for label smoothing, which the losses here do not have, and for a loss function: it would get
+    one set of labels, of three, and none of the selection.
+    """
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor is {args.label_smoothing_factor}, which this objective does not have; leave it "
+            "out."
+        )
     if compute_loss_func is not None:
         raise ValueError(
             "compute_loss_func is not supported: the loss of this Trainer has three tasks with labels of their own. "

@@ -95,7 +95,7 @@ class StructureAlignmentTrainer(StopsWhereNotFinite, EvaluatingTrainer):
     ) -> None:
         if not isinstance(args, StructureAlignmentTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}; expected StructureAlignmentTrainingArguments.")
-        check_loss_function(compute_loss_func)
+        check_loss_function(args, compute_loss_func)
         check_training_stream(args, train_dataset)
         if data_collator is None:
             data_collator = default_collator(processing_class)

@@ -31,7 +31,6 @@ VALUES = [
     ("batching", "../../tokens"),
     ("negatives", "none"),
     ("selection_keep", "most"),
-    ("label_smoothing_factor", 0.1),
     ("remove_unused_columns", True),
     ("lr_scheduler_kwargs", {"min_lr": NAN}),
 ]

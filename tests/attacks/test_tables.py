@@ -8,7 +8,8 @@ import pytest
 from structure_aligned.data.relatives import read_clusters
 from structure_aligned.evaluation.assays import read_assay
 from structure_aligned.evaluation.mutants import parse_mutants
-from structure_aligned.utils.files import read_json, read_table
+from structure_aligned.utils.files import read_json
+from structure_aligned.utils.tables import read_table
 
 from .hostile import check, memory_below, refused, write
 

@@ -106,9 +106,12 @@ def test_an_evaluation(wild):
 
 
 def test_finding_chains(wild):
-    chain = tiny.chain(40, seed=1, entry_id="syn1")
-    rows = datasets.Dataset.from_dict({"id": [chain.id], "digest": [chain.digest()]})
-    assert list(find_chains(wild, rows)) in (["syn1_A"], [])  # coordinates are rounded in the file
+    (chain,) = read_chains(next(path for path in resolve_structures(wild, []) if path.name == "syn1.cif"))
+    rows = datasets.Dataset.from_dict(
+        {"id": [chain.id], "entry": ["syn1"], "chain": ["A"], "digest": [chain.digest()]}
+    )
+    (found,) = find_chains(wild, rows)
+    assert found.id == "syn1_A" and found.digest() == chain.digest()
 
 
 @pytest.mark.parametrize("name", [*REASONS])

@@ -116,13 +116,17 @@ def test_embeddings_that_are_not_finite_are_refused_with_the_row(value):
         ("max_grad_norm", float("nan"), "max_grad_norm is nan"),
         ("selection_ratio", float("nan"), "selection_ratio is nan"),
         ("lr_scheduler_kwargs", {"num_cycles": float("nan")}, r"lr_scheduler_kwargs\['num_cycles'\] is nan"),
-        ("label_smoothing_factor", 0.1, "label_smoothing_factor is 0.1"),
         ("dataloader_drop_last", True, "dataloader_drop_last is set"),
     ],
 )
 def test_options_that_are_no_numbers_or_have_no_effect_are_refused(tmp_path, option, value, match):
     with pytest.raises(ValueError, match=match):
         StructureAlignmentTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{option: value})
+
+
+def test_label_smoothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="label_smoothing_factor is 0.1, which this objective does not have"):
+        make_trainer(tmp_path, label_smoothing_factor=0.1)
 
 
 def test_weights_of_losses():
