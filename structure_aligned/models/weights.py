@@ -77,6 +77,14 @@ class WholeWeights:
     ) -> Any:
         """As in Transformers, and a `ValueError` where weights are missing, of another shape, or not finite."""
         name = pretrained_model_name_or_path
+        if name is None:  # no checkpoint, but a `state_dict` of the caller's own
+            return super().from_pretrained(
+                name,
+                *args,
+                output_loading_info=output_loading_info,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                **kwargs,
+            )
         # The shapes are ours to refuse: Transformers' error does not name the tensors.
         kwargs["ignore_mismatched_sizes"] = ignore_mismatched_sizes or not output_loading_info
         with readable(name):
@@ -132,6 +140,8 @@ def readable(name: Any) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (*_DAMAGED, *_BAD_TEXT) as error:
+        if torch.get_default_device().type == "meta":
+            raise  # Transformers refuses to load anything there, which is not the fault of a file
         reason = " ".join(str(error).strip().split("\n")[:2]) or type(error).__name__
         raise ValueError(
             f"The weights of {name} cannot be loaded ({reason}). Expected a complete checkpoint, as save_pretrained "
