@@ -6,8 +6,8 @@ Fetch structures from the PDB and from AlphaFold DB: a folder of mmCIF files for
 
 PDB ids and UniProt accessions may be mixed, and separated by spaces, commas or line ends. Of a line of a file whose
 first word alone is an id, the rest is not read, nor are lines that begin with #; - is the standard input. Each file is
-parsed before it gets its name, so the command may be killed and started again: what is there and sound is kept. What
-could not be had, and why, is written to fetch_report.tsv; the exit code is then 1. Please leave --max_connections and
+parsed before it gets its name, so the command may be killed and started again: what is there and sound is kept. Failed
+ids, and the reasons, are written to fetch_report.tsv; the exit code is then 1. Please leave --max_connections and
 --delay at what the archives can bear.
 """
 

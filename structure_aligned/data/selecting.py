@@ -24,7 +24,7 @@ def resolve_structures(structures: Any, left_out: list[dict[str, str]] | None = 
 
     Args:
         left_out (`list`, *optional*): Gets `{"source", "reason"}` of what cannot be used: folders that may not be
-            read, and what has a structure file's name and is no file (a folder, a pipe, a link that leads nowhere) or
+            read, and what is named like a structure file but is not one (a folder, a pipe, a dangling link) or
             has a name that is not UTF-8.
 
     Raises:

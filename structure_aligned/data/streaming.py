@@ -54,11 +54,11 @@ class ProteinStream(IterableDataset):
         batching (`str`): One of [`BATCHING`].
         batch_size (`int`): Proteins of a batch, for `batching="proteins"`.
         max_tokens (`int`): Positions of a batch otherwise.
-        seed (`int`, *optional*, defaults to 0): Of the order within a buffer.
+        seed (`int`, *optional*, defaults to 0): Seed of the order within a buffer.
         drop_last (`bool`, *optional*, defaults to `False`): Leave out an incomplete batch of proteins at the end of an
             epoch.
         pgnn (`str`, *optional*): Rows from another pGNN than this are refused.
-        rank, world_size (`int`, *optional*, default to 0 and 1): Of the process.
+        rank, world_size (`int`, *optional*, default to 0 and 1): Rank of this process, and number of processes.
     """
 
     def __init__(

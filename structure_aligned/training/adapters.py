@@ -173,7 +173,7 @@ def load_adapters(
             gets the adapters where it is; by its name or folder; or `None` for the name that `folder` has of it.
         folder (`str` or `os.PathLike`): Written by [`AlignmentPeftModel.save_pretrained`] or the Trainer.
         is_trainable (`bool`, *optional*, defaults to `False`): To train on. Otherwise it is put into evaluation mode.
-        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): Of a base that is loaded here.
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): Data type of a base that is loaded.
 
     Raises:
         ValueError: The folder holds no adapters, some of their weights are missing or not finite, or they

@@ -81,7 +81,7 @@ def checkpoint_to_resume(resume: str | bool | Path | None, output_dir: str | Pat
     Args:
         resume (`str` or `bool`, *optional*): A folder; or `True` for the newest complete checkpoint of `output_dir`.
             The command line's `"true"` and `"false"` are strings.
-        output_dir (`str` or `Path`): Of the training.
+        output_dir (`str` or `Path`): Output folder of the training.
 
     Returns:
         `Path`, *optional*: `None` to start from the beginning. A warning says so where `True` was asked for but the

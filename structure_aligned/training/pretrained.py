@@ -22,7 +22,7 @@ def load_language_model(
 
     Args:
         name (`str` or `os.PathLike`): Name or folder of an ESM2 or AMPLIFY, aligned or not, or folder of adapters.
-        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): Of the weights; by default as stored.
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): Data type, by default the stored one.
         lm_head (`bool`, *optional*, defaults to `True`): Whether the masked-LM head is used. Embeddings need none.
 
     Raises:

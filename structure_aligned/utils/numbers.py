@@ -12,7 +12,7 @@ def check_options(options: Mapping[str, Any], at_least_zero: Collection[str] = (
     Raises `ValueError`, with the name of the option, for NaN and infinity, which comparisons let pass.
 
     Args:
-        options (`Mapping[str, Any]`): By name; lists and dicts are looked into, and what is no number passes.
+        options (`Mapping[str, Any]`): Options by name. Lists and dicts are searched; values that are not numbers pass.
         at_least_zero (`Collection[str]`, *optional*): Names of options that must not be negative.
     """
     for name, value in options.items():
