@@ -59,7 +59,8 @@ def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
     if not _MMCIF_START.match(data) and _PDB_START.match(data):
         raise ValueError("its content is PDB (it starts with a PDB record), rename it to .pdb")
     # Setting one bit makes lower-case letters of all, ten times as fast as `lower()` (and `_` a DEL).
-    if (np.frombuffer(data, np.uint8) | 0x20).tobytes().count(b"data\x7f") > _MAX_BLOCKS:
+    lowered = (np.frombuffer(data, np.uint8) | 0x20).tobytes()
+    if lowered.count(b"data\x7f") > _MAX_BLOCKS:
         blocks = len(re.findall(rb"(?<!\S)data_", data.lower()))
         if blocks > _MAX_BLOCKS:
             raise ValueError(f"it has {blocks:,} data blocks; expected one structure, so split the file")
@@ -70,7 +71,7 @@ def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
     _add_optional_columns(block)
     # gemmi's own list of categories takes a time that grows with the square of their number.
     tags = (item.pair[0] if item.pair else item.loop.tags[0] for item in block if item.pair or item.loop)
-    model_cif = any(tag.lower().startswith("_ma_") for tag in tags)
+    model_cif = b"\x7fma\x7f" in lowered and any(tag.lower().startswith("_ma_") for tag in tags)
     for category in _UNUSED_CATEGORIES:
         block.find_mmcif_category(category).erase()
     numbers, places = _number_mmcif_residues(block) if number_again else (None, None)
