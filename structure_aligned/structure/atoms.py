@@ -43,14 +43,16 @@ def read_backbone(structure: gemmi.Structure, rows: list[int]) -> Backbone:
         rows (`list[int]`): For each residue of the model its row in the result, -1 for those left out.
     """
     length = max(rows, default=-1) + 1
-    atom_counts = []
-    for chain in structure[0]:
-        # FlatStructure refuses names of more than 7 characters, and only atom names are needed from here on.
-        chain.name = ""
-        for residue in chain:
-            atom_counts.append(len(residue))
-            residue.name = residue.subchain = residue.entity_id = ""
-    atoms = gemmi.FlatStructure(structure)
+    atom_counts = [len(residue) for chain in structure[0] for residue in chain]
+    try:
+        atoms = gemmi.FlatStructure(structure)
+    except (RuntimeError, ValueError):
+        # It refuses names of more than 7 characters, and only atom names are needed from here on.
+        for chain in structure[0]:
+            chain.name = ""
+            for residue in chain:
+                residue.name = residue.subchain = residue.entity_id = ""
+        atoms = gemmi.FlatStructure(structure)
     residue = np.repeat(np.arange(len(rows)), atom_counts)
     row = np.array(rows, dtype=int)[residue]
     with np.errstate(over="ignore", invalid="ignore"):

@@ -118,9 +118,9 @@ def _split_name(path: Path) -> tuple[str, str]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if not os.path.exists(path):  # Path.exists raises for names that are too long
-        raise FileNotFoundError(f"{path}: there is no such file; expected {_EXPECTED}.")
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"{path}: there is no such file; expected {_EXPECTED}.")
         raise ValueError(f"{path}: is not a file; expected {_EXPECTED}. For a folder, call once per file in it.")
     data = read_bytes(path, _EXPECTED, MAX_BYTES)
     if path.name.lower().endswith(".gz") and not is_gzipped(path):

@@ -60,18 +60,17 @@ def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
         raise ValueError("its content is PDB (it starts with a PDB record), rename it to .pdb")
     # Setting one bit makes lower-case letters of all, ten times as fast as `lower()` (and `_` a DEL).
     lowered = (np.frombuffer(data, np.uint8) | 0x20).tobytes()
+    may_be_model_cif = b"\x7fma\x7f" in lowered
     if lowered.count(b"data\x7f") > _MAX_BLOCKS:
         blocks = len(re.findall(rb"(?<!\S)data_", data.lower()))
         if blocks > _MAX_BLOCKS:
             raise ValueError(f"it has {blocks:,} data blocks; expected one structure, so split the file")
-    document = gemmi.cif.read_string(data)
-    block = next((block for block in document if block.find_mmcif_category("_atom_site.")), None)
-    if block is None:
-        raise ValueError("no atoms (_atom_site is missing or empty)")
+    del lowered  # as large as the file
+    block = _atom_block(data)
     _add_optional_columns(block)
     # gemmi's own list of categories takes a time that grows with the square of their number.
     tags = (item.pair[0] if item.pair else item.loop.tags[0] for item in block if item.pair or item.loop)
-    model_cif = b"\x7fma\x7f" in lowered and any(tag.lower().startswith("_ma_") for tag in tags)
+    model_cif = may_be_model_cif and any(tag.lower().startswith("_ma_") for tag in tags)
     for category in _UNUSED_CATEGORIES:
         block.find_mmcif_category(category).erase()
     numbers, places = _number_mmcif_residues(block) if number_again else (None, None)
@@ -94,7 +93,8 @@ def parse_mmcif(data: bytes, number_again: bool = False) -> ParsedStructure:
         places=places,
         resolution=resolution,
         model_cif=model_cif,
-        unread=lambda marked: _first_unread_row(block, marked),
+        # From the text again, because the document would take up memory until then.
+        unread=lambda marked: _first_unread_row(data, marked),
     )
     name_standard_residues(structure)
     return parsed
@@ -139,7 +139,17 @@ def _number_mmcif_residues(block: gemmi.cif.Block) -> tuple[list[str], list[str]
     return numbers, places
 
 
-def _first_unread_row(block: gemmi.cif.Block, marked: bool) -> str | None:
+def _atom_block(data: bytes) -> gemmi.cif.Block:
+    """The first block with atoms."""
+    document = gemmi.cif.read_string(data)
+    block = next((block for block in document if block.find_mmcif_category("_atom_site.")), None)
+    if block is None:
+        raise ValueError("no atoms (_atom_site is missing or empty)")
+    return block
+
+
+def _first_unread_row(data: bytes, marked: bool) -> str | None:
+    block = _atom_block(data)
     missing = {"?", "."} if marked else {"?", ".", "nan"}
     for index, row in enumerate(block.find("_atom_site.", ["Cartn_x", "Cartn_y", "Cartn_z"]), start=1):
         values = [row[i] for i in range(3)]

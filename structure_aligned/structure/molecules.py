@@ -177,6 +177,8 @@ def _restore_polymer(chain: gemmi.Chain, previous: gemmi.Residue | None = None) 
     are ligands.
     """
     polymer_type = gemmi.EntityType.Polymer
+    if len(chain.get_polymer()) == len(chain):
+        return
     if not any(
         residue.entity_type != polymer_type
         and (residue.het_flag == "A" or (before and before.entity_type == polymer_type and has_ca(residue)))
